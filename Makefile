@@ -1,0 +1,69 @@
+# `make` lists the targets. Each makes .venv first where it is missing or older than pyproject.toml.
+.DEFAULT_GOAL := help
+.PHONY: help demo test tutorial lab bench format clean
+
+# The first of these that is CPython 3.10 to 3.12 makes .venv; `make demo PYTHON=...` chooses another.
+PYTHON ?= python3 python3.12 python3.11 python3.10
+USABLE := import ensurepip, sys, venv; \
+  sys.exit(sys.implementation.name != "cpython" or not (3, 10) <= sys.version_info[:2] <= (3, 12))
+
+RUN := .venv/bin/python
+# Notebooks run in their own folder, on the kernel of .venv whatever other kernels a machine has; out_dir counts
+# from the root.
+KERNEL := JUPYTER_PATH="$$PWD/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
+PAPERMILL := $(KERNEL) $(RUN) -m papermill --kernel python3 --cwd notebooks
+DEMO := 00_protect_a_photo.ipynb
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s%s\n", $$1, $$2}' Makefile
+
+demo: .venv/.installed ## protect photos: execute notebook 00 into build/demo
+	@mkdir -p build/demo
+	$(PAPERMILL) notebooks/$(DEMO) build/demo/$(DEMO) -p out_dir build/demo
+	@printf '\nExecuted notebook  build/demo/%s\n' $(DEMO)
+	@printf 'Report             build/demo/report.json\nPictures and files\n'
+	@find build/demo -name '*.png' -o -name '*.psic' | sort | sed 's/^/  /'
+
+test: .venv/.installed ## check style and floors, then run the unit and notebook tests
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	.venv/bin/lint-imports
+	$(RUN) -m pytest -m 'not benchmark'
+
+tutorial: .venv/.installed ## execute all notebooks in order, fast profile, into build/tutorial
+	@mkdir -p build/tutorial
+	@set -e; for notebook in notebooks/[0-9]*.ipynb; do \
+	  echo "$$notebook"; \
+	  $(PAPERMILL) "$$notebook" "build/tutorial/$${notebook##*/}" -p fast True -p out_dir build/tutorial; \
+	done
+
+lab: .venv/.installed ## open the notebooks in JupyterLab
+	$(KERNEL) $(RUN) -m jupyterlab notebooks
+
+bench: .venv/.installed ## measure speed against CompressAI, without runtime shape checks
+	JAXTYPING_DISABLE=1 $(RUN) -m pytest tests/benchmarks
+
+format: .venv/.installed ## format code; clean what stored notebooks need not keep
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+	find notebooks -name '*.ipynb' -exec .venv/bin/nbstripout --keep-output --keep-count \
+	  --extra-keys 'metadata.papermill metadata.widgets cell.metadata.papermill' {} +
+
+clean: ## remove what runs leave behind; .venv stays
+	rm -rf build .benchmarks .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	find psic_core tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is touched last: an installation that was cut short is taken up again.
+.venv/.installed: pyproject.toml
+	@usable='$(USABLE)'; \
+	$(RUN) -c "$$usable" 2>/dev/null && exit; \
+	for python in $(PYTHON); do \
+	  "$$python" -c "$$usable" 2>/dev/null || continue; \
+	  echo "making .venv with $$python"; \
+	  exec "$$python" -m venv --clear .venv; \
+	done; \
+	echo "PSIC needs CPython 3.10, 3.11 or 3.12 with its venv module (Debian, Ubuntu: apt install python3-venv);" >&2; \
+	echo "none among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 1
+	$(RUN) -m pip install -e '.[test]'
+	@touch $@

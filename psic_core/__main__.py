@@ -1,0 +1,7 @@
+"""``python -m psic_core`` is ``psic``."""
+
+import sys
+
+from psic_core.cli import main
+
+sys.exit(main())

@@ -1,0 +1,107 @@
+"""Checkpoints: safetensors with the configuration and the provenance in the header; never a pickle."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig, data_dir, repo_dir
+
+# Recomputed from the weights by update(); the Gaussian's table alone would be 800 kB.
+DERIVED = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+
+
+def save_checkpoint(
+    model: PSIC, path: str | Path, card: dict[str, Any] | None = None, half: bool = False, publish_secret: bool = False
+) -> None:
+    """Write a model.
+
+    Args:
+        model: The model; of kind ``plain``, its unused triggers are left out.
+        path: ``.safetensors`` file, replaced atomically.
+        card: Provenance: data, steps, hardware, commit, figures.
+        half: Store float16. The loaded model is then the rounded one: its streams have another fingerprint.
+        publish_secret: Store the model's secret too. Only for models whose secret is public anyway.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (p.half() if half and p.is_floating_point() else p).detach().cpu().contiguous()
+        for name, p in model.state_dict().items()
+        if not name.endswith(DERIVED) and not (model.kind == "plain" and "triggers" in name)
+    }
+    header = {"config": asdict(model.config), "kind": model.kind, "card": card or {}}
+    if publish_secret and model.secret:
+        header["secret"] = model.secret.hex()
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"psic": json.dumps(header)})
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: str | Path) -> PSIC:
+    """Load a model in eval mode, on the CPU, in float32.
+
+    Args:
+        path: A file, or the name of a shipped one (``psic-q2``).
+
+    Raises:
+        FileNotFoundError: Neither a file nor a shipped checkpoint.
+        ValueError: No PSIC checkpoint, or its tensors do not fit its configuration.
+    """
+    found = find_checkpoint(path)
+    try:
+        with safe_open(found, "pt") as file:
+            header = json.loads((file.metadata() or {})["psic"])
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        config = CodecConfig(**header["config"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{found} is no PSIC checkpoint (safetensors with a 'psic' header): {error}") from error
+    model = PSIC.build(config)
+    model.kind, model.card = header["kind"], header["card"]
+    model.secret = bytes.fromhex(header["secret"]) if "secret" in header else None
+    state = model.state_dict()
+    wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
+    wanted = {n for n in state if not n.endswith(DERIVED) and not (model.kind == "plain" and "triggers" in n)}
+    wrong += sorted(wanted - set(tensors))
+    if wrong:
+        raise ValueError(f"{found}: tensor {wrong[0]!r} is missing or does not fit {config}")
+    model.load_state_dict(tensors, strict=False)
+    return model.eval()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint's file, by path or by the name of a shipped one."""
+    shipped = data_dir() / "checkpoints" / f"{path}.safetensors"
+    for candidate in (Path(path), shipped):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(p.stem for p in shipped.parent.glob("p*-q*.safetensors"))) or "none"
+    raise FileNotFoundError(f"no checkpoint {str(path)!r}; shipped: {names}")
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """The header of a checkpoint: configuration, kind, card."""
+    with safe_open(find_checkpoint(path), "pt") as file:
+        return json.loads(file.metadata()["psic"])
+
+
+def provenance() -> dict[str, str]:
+    """Which commit, hardware and library a result was made with."""
+    git = ["git", "-C", str(repo_dir())]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    return {
+        "commit": (commit or "unknown") + ("+changes" if dirty.strip() else ""),
+        "hardware": f"{hardware} ({platform.machine()})",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,274 @@
+"""PSIC: any CompressAI image model with conditional synthesis. One stream, two pictures."""
+
+import hashlib
+from typing import Any
+
+import torch
+from compressai.models import CompressionModel
+from compressai.zoo.image import model_architectures
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from psic_core import bitstream, keys
+from psic_core.bitstream import BitstreamError, Stream
+from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
+from psic_core.images import pad_to, to_pil, to_tensor
+from psic_core.triggers import ConditionalSynthesis, split_stages
+
+
+class LatentTap(nn.Module):
+    """Stands where the backbone had ``g_s``: hands y_hat on unchanged and keeps a copy.
+
+    With it the backbone is just encoder + entropy model, and what it calls its reconstruction is y_hat.
+    """
+
+    y_hat: Tensor
+
+    def forward(self, y_hat: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch m h w"]:
+        """Identity. Decompressing models clamp the result in place, hence the copy."""
+        self.y_hat = y_hat
+        return y_hat.clone()
+
+
+class PSIC(nn.Module):
+    """A learned codec whose single stream decodes to a protected and to a full picture.
+
+    ::
+
+        x -> backbone (g_a, Q, entropy model) -> stream -> y_hat -> g_s(y_hat, beta) -> x_hat_e  beta = 0
+                                                                                     -> x_hat_f  beta = c
+
+    Args:
+        backbone: A CompressAI image model; its ``g_s`` moves into ``self.g_s``.
+        config: Names the architecture and the condition's size.
+        secret: The model's 16-byte secret; ``None`` where only the owner has it.
+    """
+
+    def __init__(
+        self, backbone: CompressionModel, config: CodecConfig, secret: bytes | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.secret = secret
+        self.kind = "psic"
+        factor = backbone.downsampling_factor
+        with torch.no_grad():
+            tap, synthesis = LatentTap(), backbone.g_s
+            backbone.g_s = tap
+            backbone.eval()(torch.zeros(1, 3, 2 * factor, 2 * factor))
+        stages, channels = split_stages(synthesis, tap.y_hat)
+        self.backbone = backbone.train()
+        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden)
+        self._coded_by: tuple | None = None
+
+    @classmethod
+    def build(cls, config: CodecConfig | None = None, secret: bytes | None = None) -> "PSIC":
+        """A fresh, untrained PSIC over the architecture that ``config`` names.
+
+        Raises:
+            ValueError: The architecture is not in CompressAI's zoo.
+        """
+        config = config or CodecConfig()
+        if config.architecture not in model_architectures:
+            known = ", ".join(sorted(model_architectures))
+            raise ValueError(f"unknown architecture {config.architecture!r}; CompressAI has {known}")
+        backbone = model_architectures[config.architecture](config.n, config.m)
+        return cls(backbone, config, secret or keys.secret(PUBLIC_PASSPHRASE))
+
+    # --- training and evaluation on tensors -------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch 3 height width"],
+        condition: Float[Tensor, "*batch dim"] | None = None,
+        y_hat: Float[Tensor, "batch m h w"] | None = None,
+    ) -> dict[str, Any]:
+        """CompressAI's contract: ``{"x_hat": (B, 3, H, W), "likelihoods": {...}}``, and ``"y_hat"`` beside.
+
+        Args:
+            x: Pictures in [0, 1]; height and width multiples of the backbone's ``downsampling_factor``.
+            condition: One vector, or one a picture; ``None`` decodes protected.
+            y_hat: Known latents (training stage two): the backbone is skipped and there are no likelihoods.
+        """
+        out = {"x_hat": y_hat, "likelihoods": {}} if y_hat is not None else self.backbone(x)
+        return out | {"y_hat": out["x_hat"], "x_hat": self.synthesize(out["x_hat"], condition)}
+
+    @torch.no_grad()
+    def quantised_latents(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch m h w"]:
+        """The rounded y_hat that a decoder gets from a file, without writing one."""
+        training = self.backbone.training
+        y_hat = self.backbone.eval()(x)["x_hat"]
+        self.backbone.train(training)
+        return y_hat
+
+    def synthesize(
+        self, y_hat: Float[Tensor, "batch m h w"], condition: Float[Tensor, "*batch dim"] | None = None
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Decode latents, unclamped. ``None`` is the zero vector: protected."""
+        if self.kind == "plain":
+            return self.g_s.plain(y_hat)
+        if condition is None:
+            condition = torch.zeros(self.config.dim, device=y_hat.device, dtype=y_hat.dtype)
+        return self.g_s(y_hat, condition.expand(len(y_hat), -1))
+
+    def full_condition(self) -> Float[Tensor, " dim"]:
+        """The unit vector c that decodes the full version.
+
+        Raises:
+            ValueError: This copy of the model does not hold its secret.
+        """
+        if self.secret is None:
+            raise ValueError("this model does not hold its secret; set model.secret = psic_core.keys.secret(passphrase)")
+        device = next(self.parameters()).device
+        return keys.condition(self.secret, self.config.dim).to(device)
+
+    def key_layers(self) -> list[nn.Linear]:
+        """The layers that read the condition; `psic_core.keys.rekey` turns them."""
+        return [trigger.mlp[0] for trigger in self.g_s.triggers]
+
+    # --- real files -------------------------------------------------------------------------------------
+
+    def compress(self, image: Image.Image | Float[Tensor, "1 3 height width"], keyword: str | None = None) -> bytes:
+        """Encode one picture of any size to a ``.psic`` file.
+
+        Args:
+            image: A Pillow picture of any mode, or floats in [0, 1].
+            keyword: Seals the model's secret into the header, so that this keyword decodes the full version.
+                Nothing else in the file depends on it.
+
+        Raises:
+            ValueError: Not a single RGB picture in [0, 1]; model not float32 on the CPU; secret missing.
+        """
+        x = self._one_picture(image)
+        slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
+        with torch.no_grad():
+            self._ready()
+            coded = self.backbone.compress(pad_to(x, self.backbone.downsampling_factor))
+            strings = tuple(string for (string,) in coded["strings"])
+            y_hat = self._entropy_decode(strings, tuple(coded["shape"]))
+        return bitstream.pack(
+            Stream(
+                architecture=self.config.architecture,
+                quality=self.config.quality,
+                fingerprint=self.fingerprint(),
+                height=x.shape[-2],
+                width=x.shape[-1],
+                shape=tuple(coded["shape"]),
+                strings=strings,
+                latent_checksum=bitstream.latent_checksum(y_hat),
+                slots=slots,
+            )
+        )
+
+    def decompress(self, stream: bytes, keyword: str | None = None) -> Image.Image:
+        """The protected picture, or the full one with the right keyword (or the owner's passphrase).
+
+        A wrong keyword is no error: it decodes protected.
+
+        Raises:
+            BitstreamError: The file is damaged, or another model wrote it.
+        """
+        return to_pil(self.decompress_tensor(stream, keyword))
+
+    def decompress_tensor(self, stream: bytes, keyword: str | None = None) -> Float[Tensor, "1 3 height width"]:
+        """`decompress` as floats in [0, 1], before rounding to 8 bits."""
+        unpacked = bitstream.unpack(stream)
+        y_hat = self.latents(unpacked)
+        return self.picture(y_hat, unpacked, self.condition_of(unpacked, keyword))
+
+    def latents(self, stream: Stream) -> Float[Tensor, "1 m h w"]:
+        """Entropy-decode a stream: the y_hat that every version of the picture starts from.
+
+        Raises:
+            BitstreamError: Another model wrote the stream, or its latents do not decode to what was coded.
+        """
+        mine = (self.config.architecture, self.config.quality, self.fingerprint())
+        theirs = (stream.architecture, stream.quality, stream.fingerprint)
+        if mine != theirs:
+            raise BitstreamError(
+                f"written by {theirs[0]} q{theirs[1]} {theirs[2].hex()}, this model is {mine[0]} q{mine[1]} "
+                f"{mine[2].hex()}: load the checkpoint that wrote the file"
+            )
+        factor = self.backbone.downsampling_factor
+        shape = (-(-stream.height // factor), -(-stream.width // factor))
+        if stream.shape != shape:
+            raise BitstreamError(
+                f"latent shape {stream.shape} does not fit a picture of {stream.height}x{stream.width}"
+            )
+        with torch.no_grad():
+            self._ready()
+            try:
+                y_hat = self._entropy_decode(stream.strings, shape)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise BitstreamError(f"the coded latents cannot be read: {error}") from error
+        if bitstream.latent_checksum(y_hat) != stream.latent_checksum:
+            raise BitstreamError("the latents decode to other values than were coded: damaged, or coded on a machine "
+                                 "whose arithmetic differs")  # fmt: skip
+        return y_hat
+
+    def picture(
+        self, y_hat: Float[Tensor, "1 m h w"], stream: Stream, condition: Float[Tensor, " dim"] | None
+    ) -> Float[Tensor, "1 3 height width"]:
+        """Synthesise under a condition, clamp to [0, 1] and crop to the picture's size."""
+        with torch.no_grad():
+            x_hat = self.synthesize(y_hat, condition)
+        return x_hat[..., : stream.height, : stream.width].clamp(0, 1)
+
+    def condition_of(self, stream: Stream, keyword: str | None) -> Float[Tensor, " dim"] | None:
+        """What a keyword means for a file: a slot's secret, else the words as the owner's passphrase."""
+        if not keyword:
+            return None
+        opened = (keys.open_slot(slot, keyword) for slot in stream.slots)
+        secret = next((s for s in opened if s is not None), None) or keys.secret(keyword)
+        return keys.condition(secret, self.config.dim)
+
+    def fingerprint(self) -> bytes:
+        """8 bytes of SHA-256 over encoder and entropy model: equal exactly where streams are interchangeable."""
+        self._ready()
+        return self._fingerprint
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _entropy_decode(self, strings: tuple[bytes, ...], shape: tuple[int, int]) -> Float[Tensor, "1 m h w"]:
+        # The range decoder does not check its bounds. Zeros behind each string keep a forged file from
+        # reading foreign memory: a symbol takes at most 4 bytes, and zeros end its escape code.
+        symbols = shape[0] * shape[1] * self.backbone.downsampling_factor**2
+        padded = [[string + bytes(4 * symbols + 64)] for string in strings]
+        self.backbone.decompress(padded, torch.Size(shape))
+        return self.backbone.g_s.y_hat
+
+    def _ready(self) -> None:
+        """Refuse what corrupts streams; refresh the entropy coder's tables where the weights have changed.
+
+        CompressAI leaves ``update()`` to its users, who forget it. Tensors count their in-place changes, so a
+        comparison of those counters tells cheaply whether the tables are stale.
+        """
+        tensors = list(self.backbone.parameters())
+        if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in tensors):
+            p = tensors[0]
+            raise ValueError(
+                f"entropy coding on {p.device} in {p.dtype} would not decode elsewhere: call model.cpu().float() first"
+            )
+        version = tuple((p.data_ptr(), p._version) for p in tensors)
+        if version != self._coded_by:
+            self.backbone.update(force=True)
+            digest = hashlib.sha256()
+            for name, p in self.backbone.named_parameters():
+                digest.update(name.encode() + p.detach().contiguous().numpy().tobytes())
+            self._fingerprint = digest.digest()[:8]
+            self._coded_by = version
+
+    def _own_secret(self) -> bytes:
+        self.full_condition()  # raises with the remedy where the secret is missing
+        return self.secret
+
+    @staticmethod
+    def _one_picture(image: Image.Image | Tensor) -> Float[Tensor, "1 3 height width"]:
+        x = image if isinstance(image, Tensor) else to_tensor(image)
+        x = x[None] if x.ndim == 3 else x
+        if x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
+            raise ValueError(f"got shape {tuple(x.shape)}; compress takes one picture (1, 3, height, width)")
+        if not x.is_floating_point() or not torch.isfinite(x).all() or x.min() < 0 or x.max() > 1:
+            raise ValueError(f"got {x.dtype} in [{x.min():.3g}, {x.max():.3g}]; compress takes floats in [0, 1]")
+        return x.cpu().float()

@@ -1,0 +1,106 @@
+"""Configuration: frozen dataclasses, paths, seeds and the device. Ground floor: imports nothing of ours."""
+
+import os
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+#: Passphrase of the models that the course ships. Public on purpose: see README, "What it does not do".
+PUBLIC_PASSPHRASE = "psic course"
+
+Schedule = Literal["alternate", "sessions", "mixed"]
+Stage = Literal["plain", "one", "two"]
+
+
+def repo_dir() -> Path:
+    """The clone's root folder: the parent of ``psic_core`` (the project is installed editable)."""
+    return Path(__file__).resolve().parents[1]
+
+
+def data_dir() -> Path:
+    """What ships with the project: ``data/scenes``, ``data/checkpoints``, ``data/results``."""
+    return repo_dir() / "data"
+
+
+def data_root(given: str | Path | None = None) -> Path:
+    """The folder of the large data sets that never ship (Flickr8k, Kodak, CelebA, ImageNet).
+
+    Args:
+        given: The value of ``--data-root``; the environment variable ``PSIC_DATA_ROOT`` else.
+
+    Raises:
+        FileNotFoundError: Neither is set, or the folder does not exist.
+    """
+    root = given or os.environ.get("PSIC_DATA_ROOT")
+    if not root:
+        raise FileNotFoundError(
+            "no data root: pass --data-root DIR or set PSIC_DATA_ROOT=DIR to the folder that holds "
+            "flickr8k/, kodak/, celeba/, imagenet_sample/"
+        )
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"data root {str(root)!r} is not a folder; check --data-root or PSIC_DATA_ROOT")
+    return Path(root)
+
+
+def device() -> torch.device:
+    """The device for training and evaluation; entropy coding always runs on the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """What a PSIC model is built from; stored in the checkpoint's metadata."""
+
+    architecture: str = "bmshj2018-hyperprior"  # a name in compressai.zoo.image_models
+    n: int = 64  # channels of g_a, g_s inside (CompressAI: 128 at low rates)
+    m: int = 96  # channels of the latent y (CompressAI: 192)
+    quality: int = 2  # label of the rate point, 1..255; the number in the file's header
+    dim: int = 64  # length of the condition vector beta
+    hidden: int = 64  # width of each trigger's MLP
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training phase. The paper's stage 1 is `one`, stage 2 is `two`; `plain` is the backbone.
+
+    Losses (DESIGN decisions 6 to 8; distortion in units of 255^2):
+        full       lmbda * 255^2 * MSE(x_hat_f, x) + R                       S1-1, S2-1 without R
+        protected  lmbda * (255^2 * mu * MSE(x_hat_e, x) + gamma * L_UC) + R     S1-2, S2-2 without R
+    """
+
+    stage: Stage = "plain"
+    steps: int = 1000
+    batch_size: int = 8
+    crop: int = 128  # pixels, a multiple of 16 in stage two (windows of the cached latents)
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5  # the cosine schedule's end
+    warmup: int = 50  # steps of linear warm-up
+    lmbda: float = 0.0035  # CompressAI's quality 2
+    gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, far too weak (decision 6)
+    mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2 (decision 7)
+    fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
+    schedule: Schedule = "alternate"  # decision 8
+    s: float = 0.07  # temperature of Eq. 5 and Eq. 9
+    tau: float = 1.0  # Eq. 5
+    pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size
+    direction: Literal["i2t", "both"] = "i2t"  # Eq. 9 is i2t
+    center: bool = False  # subtract each caption's mean similarity (hubness) before Eq. 5
+    objective: Literal["uaeo", "naive"] = "uaeo"
+    clip_grad: float = 1.0
+    seed: int = 0
+    save_every: int = 250
+
+    def fast(self) -> "TrainConfig":
+        """The same recipe, cut to seconds for tests and notebooks."""
+        return replace(self, steps=min(self.steps, 8), batch_size=4, crop=64, pool=16, warmup=2, save_every=4)

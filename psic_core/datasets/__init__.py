@@ -1,0 +1,1 @@
+"""Data sets: the embedded *scenes*, and real ones from a data root."""

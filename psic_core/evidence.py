@@ -1,0 +1,143 @@
+"""Dempster-Shafer evidence between pictures and captions, paper Eq. 5 to 8.
+
+The chain: cosine similarities -> evidence E (Eq. 5) -> both directions B = E + E^T (Eq. 6)
+-> belief mass u of a Dirichlet (Eq. 7) -> the caption that deserves the least belief (Eq. 8).
+"""
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+
+class Preset(NamedTuple):
+    """The two temperatures of Eq. 5 as a source uses them."""
+
+    s: float
+    tau: float
+
+
+#: `paper`: Eq. 5 with the released code's s. `decl`: Qin et al. 2022. `authors`: the released code.
+PRESETS = {"paper": Preset(0.07, 1.0), "decl": Preset(1.0, 0.1), "authors": Preset(0.07, 0.1)}
+
+
+class UnreliableEvidence(UserWarning):
+    """tanh has saturated: different similarities give equal evidence, so that the target is arbitrary."""
+
+
+def evidence(cos: Float[Tensor, " *shape"], s: float = 0.07, tau: float = 1.0) -> Float32[Tensor, " *shape"]:
+    """Evidence of each picture-caption pair, Eq. 5: ``exp(tanh(cos / s) / tau)``.
+
+    Always computed in float32: float16's tanh is 1 from cos = 4.5 s on, float32's from 9 s on.
+
+    Args:
+        cos: Cosine similarities in [-1, 1].
+        s: Temperature of the similarity, above 0.
+        tau: Temperature of the evidence, above 0.
+
+    Returns:
+        Values in (exp(-1/tau), exp(1/tau)).
+
+    Raises:
+        ValueError: ``s`` or ``tau`` is not positive.
+    """
+    if s <= 0 or tau <= 0:
+        raise ValueError(f"s={s}, tau={tau}: both temperatures must be above 0 (the paper's are 0.07 and 1)")
+    squashed = torch.tanh(cos.float() / s)
+    saturated = squashed.abs() == 1
+    if saturated.sum() > 1 and (saturated.sum(-1) > 1).any():
+        warnings.warn(
+            f"tanh(cos/s) is saturated at s={s}: {int(saturated.sum())} pairs have equal evidence; use a larger s",
+            UnreliableEvidence,
+            stacklevel=2,
+        )
+    return torch.exp(squashed / tau)
+
+
+def bidirectional(
+    e: Float[Tensor, "k k"], row_only: bool = False, center: bool = False
+) -> Float[Tensor, "k k"]:
+    """Evidence of both directions combined, Eq. 6: ``b_in = e_in + e_ni``, so ``B = E + E^T``.
+
+    Args:
+        e: Evidence, picture i by caption j.
+        row_only: Leave the caption-to-picture direction out (ablation): ``B = E``.
+        center: Not of the paper: divide each column of ``e`` by its mean first, so that a caption that
+            fits nothing (a hub) does not become everybody's target.
+    """
+    _square(e)
+    e = e / e.mean(0, keepdim=True) if center else e
+    return e if row_only else e + e.T
+
+
+def strength(b: Float[Tensor, "k k"]) -> Float[Tensor, " k"]:
+    """Dirichlet strength of each picture, the normaliser of Eq. 7: ``S_i = sum_j (b_ij + 1)``."""
+    return (_square(b) + 1).sum(1)
+
+
+def belief(b: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+    """Belief mass ``u_ij = b_ij / S_i``, Eq. 7. The paper calls it uncertainty; see `vacuity` for that.
+
+    ``sum_j u_ij + vacuity_i = 1``.
+    """
+    return b / strength(b)[:, None]
+
+
+def vacuity(b: Float[Tensor, "k k"]) -> Float[Tensor, " k"]:
+    """Uncertainty of subjective logic: ``K / S_i``, the mass that no caption has earned; one a picture."""
+    return len(b) / strength(b)
+
+
+def least_believed(b: Float[Tensor, "k k"], mask: Bool[Tensor, "k k"] | None = None) -> Int64[Tensor, " k"]:
+    """The target caption of each picture, Eq. 8: ``arg min_n u_in``.
+
+    The arg min of the belief is the arg min of ``b``: the normaliser is the same along a row and never
+    changes it. The text calls the result the highest uncertainty; the literal arg max would choose the
+    picture's own caption (READING A6).
+
+    Args:
+        b: Combined evidence of Eq. 6.
+        mask: True where a caption may not become the target: the own one and its equals. ``None`` masks the
+            diagonal.
+
+    Returns:
+        Index of the target caption; the first of equals. A row that is masked whole (K = 1, or all captions
+        equal) gives its own index: L_UC then has nothing to pull to.
+    """
+    own = torch.arange(len(_square(b)), device=b.device)
+    if mask is None:
+        mask = torch.eye(len(b), dtype=torch.bool, device=b.device)
+    if mask.shape != b.shape:
+        raise ValueError(f"mask {tuple(mask.shape)} does not fit evidence {tuple(b.shape)}")
+    target = b.masked_fill(mask, torch.inf).argmin(1)
+    return torch.where(mask.all(1), own, target)
+
+
+def same_caption(captions: list[str]) -> Bool[Tensor, "k k"]:
+    """The mask for `least_believed`: True where two captions are equal but for case and outer space."""
+    keys = [c.strip().casefold() for c in captions]
+    ids = torch.tensor([keys.index(k) for k in keys])
+    return ids[:, None] == ids[None, :]
+
+
+def targets(
+    image_features: Float[Tensor, "k d"],
+    text_features: Float[Tensor, "k d"],
+    mask: Bool[Tensor, "k k"] | None = None,
+    s: float = 0.07,
+    tau: float = 1.0,
+    row_only: bool = False,
+    center: bool = False,
+) -> Int64[Tensor, " k"]:
+    """Eq. 5 to 8 in one call: the least believed caption of each of K pairs, from unit features, no gradient."""
+    with torch.no_grad():
+        cos = image_features.float() @ text_features.float().T
+        return least_believed(bidirectional(evidence(cos, s, tau), row_only, center), mask)
+
+
+def _square(b: Tensor) -> Tensor:
+    if b.ndim != 2 or b.shape[0] != b.shape[1] or b.shape[0] == 0:
+        raise ValueError(f"evidence has shape {tuple(b.shape)}; it pairs K pictures with their K captions: (K, K)")
+    return b

@@ -1,0 +1,101 @@
+"""One look for every figure of the course."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+#: Each version keeps its colour through the whole course.
+COLOURS = {
+    "original": "#4d4d4d",
+    "backbone": "#8da0cb",
+    "full": "#1b9e77",
+    "protected": "#d95f02",
+    "wrong keyword": "#e7298a",
+}
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "image.interpolation": "nearest",
+}
+
+
+def strip(pictures: Mapping[str, Image.Image], notes: Mapping[str, str] | None = None, height: float = 2.6) -> Figure:
+    """Pictures side by side, titled by their names, each with a note below.
+
+    Args:
+        pictures: Name to picture.
+        notes: Name to text, for example what the model says.
+        height: Of one picture, in inches.
+    """
+    notes = notes or {}
+    widths = [p.width / p.height for p in pictures.values()]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(pictures), figsize=(height * sum(widths) + 0.2, height + 0.7), width_ratios=widths, squeeze=False
+        )
+        for ax, (name, picture) in zip(axes[0], pictures.items(), strict=True):
+            ax.imshow(picture)
+            ax.set_title(name, color=COLOURS.get(name, "black"), fontweight="bold")
+            ax.set_xlabel(notes.get(name, ""))
+            ax.set_xticks([])
+            ax.set_yticks([])
+        figure.tight_layout()
+    plt.close(figure)  # shown where it is returned, and only there
+    return figure
+
+
+def amplified_difference(a: Image.Image, b: Image.Image, gain: float = 8) -> Image.Image:
+    """``a - b`` on grey, ``gain`` times enlarged: grey means equal.
+
+    Raises:
+        ValueError: The sizes differ.
+    """
+    if a.size != b.size:
+        raise ValueError(f"pictures of {a.size} and {b.size} have no difference; make them one size")
+    delta = np.asarray(a, dtype=np.float32) - np.asarray(b, dtype=np.float32)
+    return Image.fromarray(np.clip(128 + gain * delta, 0, 255).astype(np.uint8))
+
+
+def beliefs(probabilities: Mapping[str, Float[Tensor, " classes"]], classes: Sequence[str], top: int = 5) -> Figure:
+    """What a model believes of each version: horizontal bars over the classes that any version ranks high.
+
+    Args:
+        probabilities: Version to class probabilities.
+        classes: Their names.
+        top: Classes shown of each version.
+    """
+    shown: list[int] = []
+    for p in probabilities.values():
+        shown += [i for i in p.argsort(descending=True)[:top].tolist() if i not in shown]
+    rows = np.arange(len(shown))
+    bar = 0.8 / len(probabilities)
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.5, 0.32 * len(shown) + 0.9))
+        for k, (name, p) in enumerate(probabilities.items()):
+            ax.barh(rows + k * bar, p[shown].numpy(), bar, label=name, color=COLOURS.get(name))
+        ax.set_yticks(rows + 0.4 - bar / 2, [classes[i] for i in shown])
+        ax.invert_yaxis()
+        ax.set_xlabel("probability")
+        ax.legend()
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG; parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight")
+    return path

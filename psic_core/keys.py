@@ -1,0 +1,227 @@
+"""The keyword: from words to the condition that makes the decoder give the *full* version.
+
+Two levels::
+
+    owner's passphrase --scrypt--> secret (16 bytes) --SHAKE-256--> c, a unit vector in R^dim
+    reader's keyword   --scrypt--> slot key, which opens a 40-byte header slot --> the same secret
+
+The paper promises a "customizable condition (e.g. keywords)" sent with the stream and leaves open
+how; this construction is ours. It controls which picture a decoder shows. It is no promise of
+secrecy: whoever holds a decoder *and* its secret sees everything coded with that encoder, and a
+weak keyword can be guessed offline.
+"""
+
+import binascii
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SECRET_BYTES = 16
+SALT_BYTES = 6
+SLOT_BYTES = 40  # salt 6 + sealed secret 16 + Poly1305 tag 16 + CRC-16 2
+
+_CRC_BYTES = 2
+_SECRET_SALT = b"psic_core.keys.secret.v1"
+_CONDITION_LABEL = b"psic_core.keys.condition.v1"
+_SLOT_LABEL = b"psic_core.keys.slot.v1"
+_NONCE = bytes(12)  # constant: the salt gives every slot a key of its own
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """A model that can be re-keyed: it names the first layer of each of its trigger MLPs."""
+
+    def key_layers(self) -> Iterable[nn.Linear]:
+        """Yield the linear layers that read the condition; ``in_features`` is its dimension."""
+        ...
+
+
+def secret(passphrase: str) -> bytes:
+    """Derive a model's secret from its owner's passphrase.
+
+    Args:
+        passphrase: any non-empty text; NFKC-normalised, so that equal-looking words are equal.
+            Capital letters and spaces count.
+
+    Returns:
+        16 bytes, the same on every machine: scrypt (RFC 7914; n = 2**14, r = 8, p = 1).
+
+    Raises:
+        ValueError: the passphrase is empty or not valid text.
+    """
+    return _scrypt(_normalised(passphrase, "passphrase"), _SECRET_SALT, SECRET_BYTES)
+
+
+def condition(secret: bytes, dim: int) -> Float[Tensor, " dim"]:
+    """Turn a secret into the unit vector c that conditions the decoder on *full*.
+
+    SHAKE-256 gives uniform numbers, Box-Muller makes them normal, and a normalised normal vector
+    is uniform on the sphere: the vectors of two secrets are nearly orthogonal (cosine about
+    1 / sqrt(dim)). No framework's random generator is involved, so the vector outlives them all.
+
+    Args:
+        secret: 16 bytes, as from `secret`.
+        dim: length of the vector, at least 2.
+
+    Returns:
+        float32 on the CPU, of norm 1. Computed in float64, so that platforms whose ``log`` and
+        ``cos`` differ in the last bit agree after rounding.
+
+    Raises:
+        ValueError: wrong length of the secret, or dim < 2.
+    """
+    _check_secret(secret)
+    if dim < 2:
+        raise ValueError(f"dim is {dim}; a condition needs at least 2 dimensions")
+    pairs = (dim + 1) // 2
+    digest = hashlib.shake_256(_CONDITION_LABEL + secret).digest(16 * pairs)
+    # The upper 53 bits fill a float64 exactly; the half keeps log(0) away.
+    uniform = ((np.frombuffer(digest, dtype="<u8") >> 11).astype(np.float64) + 0.5) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log(uniform[0::2])), 2 * np.pi * uniform[1::2]
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()[:dim]
+    return torch.from_numpy((normal / np.linalg.norm(normal)).astype(np.float32))
+
+
+def seal(secret: bytes, keyword: str, salt: bytes | None = None) -> bytes:
+    """Seal a model's secret under a file's keyword.
+
+    The slot is ``salt | ChaCha20-Poly1305(secret) | CRC-16``; the key is scrypt(keyword, salt).
+    The CRC lets `open_slot` tell a damaged slot from a wrong keyword.
+
+    Args:
+        secret: 16 bytes, as from `secret`.
+        keyword: any non-empty text, NFKC-normalised.
+        salt: 6 bytes; fresh random ones by default. Give it only to make a slot reproducible, and
+            never twice for two secrets under one keyword: the constant nonce would then repeat.
+
+    Returns:
+        `SLOT_BYTES` bytes.
+
+    Raises:
+        ValueError: wrong length of secret or salt, or an empty or invalid keyword.
+    """
+    _check_secret(secret)
+    salt = os.urandom(SALT_BYTES) if salt is None else salt
+    if len(salt) != SALT_BYTES:
+        raise ValueError(f"salt has {len(salt)} bytes; give {SALT_BYTES}, or None for random ones")
+    cipher = ChaCha20Poly1305(_scrypt(_normalised(keyword, "keyword"), salt, 32))
+    body = salt + cipher.encrypt(_NONCE, secret, _SLOT_LABEL)
+    return body + _crc16(body)
+
+
+def slot_intact(slot: bytes) -> bool:
+    """Tell whether a slot has the right length and checksum; needs no keyword.
+
+    A damaged slot passes once in 65,536 times. Every burst of up to 16 bits is caught.
+    """
+    return len(slot) == SLOT_BYTES and _crc16(slot[:-_CRC_BYTES]) == slot[-_CRC_BYTES:]
+
+
+def open_slot(slot: bytes, keyword: str) -> bytes | None:
+    """Open a keyword slot.
+
+    Args:
+        slot: 40 bytes, as from `seal`.
+        keyword: the words to try; an empty keyword opens nothing.
+
+    Returns:
+        The secret (16 bytes), or None when the keyword is not the slot's.
+
+    Raises:
+        ValueError: the slot has a wrong length or is damaged, or the keyword is not valid text.
+    """
+    if len(slot) != SLOT_BYTES:
+        raise ValueError(f"a keyword slot has {SLOT_BYTES} bytes, this one has {len(slot)}")
+    if not slot_intact(slot):
+        raise ValueError("the keyword slot is damaged: its checksum is wrong; use another copy")
+    if keyword == "":
+        return None
+    salt, sealed = slot[:SALT_BYTES], slot[SALT_BYTES:-_CRC_BYTES]
+    cipher = ChaCha20Poly1305(_scrypt(_normalised(keyword, "keyword"), salt, 32))
+    try:
+        return cipher.decrypt(_NONCE, sealed, _SLOT_LABEL)
+    except InvalidTag:
+        return None
+
+
+def rekey(model: Keyed, old: bytes, new: bytes) -> None:
+    """Give a model another secret, exactly and without training.
+
+    With c_old and c_new the unit vectors of the secrets, the Householder reflection
+    H = I - 2 v v^T / (v^T v), v = c_new - c_old, takes c_new to c_old. Each first layer's weight
+    becomes W H: the layer answers c_new as it answered c_old, and the zero vector (no keyword) as
+    before, because biases stay. Conditions in between are reflected too; being random directions,
+    they stay random.
+
+    Args:
+        model: changed in place. Its attribute ``secret``, if there is one, becomes `new`. A layer
+            that occurs twice in ``key_layers()`` is reflected once.
+        old: the model's present secret, 16 bytes.
+        new: its new secret, 16 bytes. Equal to `old`: nothing changes.
+
+    Raises:
+        ValueError: a wrong length, `old` is not the model's secret, or a layer reads fewer than
+            2 features. The model is then unchanged.
+    """
+    _check_secret(old)
+    _check_secret(new)
+    present = getattr(model, "secret", None)
+    if present is not None and present != old:
+        raise ValueError("the old secret is not this model's; check the owner's passphrase")
+    if old != new:
+        # All results before any change: a bad layer leaves the model whole, and a shared one is
+        # reflected once (a second reflection would undo the first).
+        weights = [layer.weight for layer in model.key_layers()]
+        reflected = [_reflected(weight, old, new) for weight in weights]
+        with torch.no_grad():
+            for weight, value in zip(weights, reflected, strict=True):
+                weight.copy_(value)
+    if hasattr(model, "secret"):
+        model.secret = new
+
+
+def _reflected(
+    weight: Float[Tensor, "out dim"], old: bytes, new: bytes
+) -> Float[Tensor, "out dim"]:
+    """Return W H in float64 on the CPU (not every accelerator has float64)."""
+    dim = weight.shape[1]
+    c_old, c_new = (nn.functional.normalize(condition(s, dim).double(), dim=0) for s in (old, new))
+    v = c_new - c_old
+    w = weight.detach().cpu().double()
+    return w - torch.outer(w @ v, v) * (2 / v.dot(v))
+
+
+def _normalised(text: str, what: str) -> bytes:
+    if not isinstance(text, str):
+        raise TypeError(f"the {what} is {type(text).__name__}; give a str")
+    if not text:
+        raise ValueError(f"the {what} is empty; give at least one character")
+    try:
+        return unicodedata.normalize("NFKC", text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the {what} is not valid Unicode text ({error.reason})") from None
+
+
+def _scrypt(words: bytes, salt: bytes, length: int) -> bytes:
+    return Scrypt(salt=salt, length=length, n=2**14, r=8, p=1).derive(words)
+
+
+def _crc16(data: bytes) -> bytes:
+    return binascii.crc_hqx(data, 0).to_bytes(_CRC_BYTES, "little")
+
+
+def _check_secret(value: bytes) -> None:
+    if not isinstance(value, bytes):
+        raise TypeError(f"a secret is bytes, not {type(value).__name__}; see psic_core.keys.secret")
+    if len(value) != SECRET_BYTES:  # the value itself stays out of messages and logs
+        raise ValueError(f"a secret has {SECRET_BYTES} bytes, this one has {len(value)}")

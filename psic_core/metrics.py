@@ -1,0 +1,109 @@
+"""What is measured: fidelity, rate, retrieval, and attack success with its interval."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from psic_core.images import round_to_8_bits
+
+
+class Estimate(NamedTuple):
+    """A rate with its bootstrap interval; NaN where nothing was right to begin with."""
+
+    value: float  # in [0, 1]
+    ci95: tuple[float, float]
+    n: int  # the denominator
+
+
+def psnr(x_hat: Float[Tensor, "*batch 3 height width"], x: Float[Tensor, "*batch 3 height width"]) -> float:
+    """Peak signal-to-noise ratio in dB of one picture at 8 bits a channel; infinite where they are equal.
+
+    Args:
+        x_hat: Reconstruction in [0, 1]; rounded to 8 bits as a saved file would be.
+        x: Original in [0, 1].
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if x_hat.shape != x.shape:
+        raise ValueError(f"x_hat {tuple(x_hat.shape)} and x {tuple(x.shape)} differ; crop both to one size")
+    mse = (round_to_8_bits(x_hat).double() - round_to_8_bits(x).double()).square().mean()
+    return float("inf") if mse == 0 else float(-10 * torch.log10(mse))
+
+
+def bits_per_pixel(stream: bytes, height: int, width: int) -> float:
+    """Rate of a real file, header and keyword slots included."""
+    return 8 * len(stream) / (height * width)
+
+
+def correct_at_k(
+    scores: Float[Tensor, "queries items"], positives: Bool[Tensor, "queries items"], k: int = 1
+) -> Bool[Tensor, " queries"]:
+    """Whether each query has a positive among its k best items; ties go against the query.
+
+    A positive counts as found when fewer than k negatives score as high or higher.
+
+    Raises:
+        ValueError: Shapes differ, ``k`` is no rank, or a query has no positive.
+    """
+    if scores.shape != positives.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and positives {tuple(positives.shape)} differ in shape")
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k={k} is no rank among {scores.shape[1]} items")
+    if not positives.any(1).all():
+        raise ValueError(f"query {int((~positives.any(1)).nonzero()[0])} has no positive item")
+    best = scores.masked_fill(~positives, -torch.inf).amax(1, keepdim=True)
+    ahead = ((scores >= best) & ~positives).sum(1)
+    return ahead < k
+
+
+def recall_at_k(
+    scores: Float[Tensor, "queries items"], positives: Bool[Tensor, "queries items"], k: int = 1
+) -> float:
+    """Share of queries with a positive among their k best items (R@k), in [0, 1]."""
+    return float(correct_at_k(scores, positives, k).float().mean())
+
+
+def attack_success_rate(
+    correct_before: Bool[Tensor, " n"],
+    correct_after: Bool[Tensor, " n"],
+    groups: Int64[Tensor, " n"] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """ASR: of what the task gets right before, the share that it gets wrong after (DESIGN decision 12).
+
+    "Before" is the plain codec's reconstruction at the same rate. The same figure for the full version, for
+    JPEG or for noise is its null: what any change of the pictures does.
+
+    Args:
+        correct_before: Right on the reference.
+        correct_after: Right on the version under test.
+        groups: The picture that each sample belongs to (five captions, forty attributes); the bootstrap then
+            draws pictures, because samples of one picture are not independent. ``None``: each its own.
+        resamples: Bootstrap resamples, for a 95 % percentile interval.
+        seed: Of the bootstrap.
+
+    Returns:
+        The rate; NaN with a NaN interval where nothing was right before.
+
+    Raises:
+        ValueError: Not one flag a sample.
+    """
+    if correct_before.shape != correct_after.shape or correct_before.ndim != 1:
+        shapes = tuple(correct_before.shape), tuple(correct_after.shape)
+        raise ValueError(f"both need one flag a sample, got shapes {shapes[0]} and {shapes[1]}")
+    right = correct_before.double()
+    flipped = (correct_before & ~correct_after).double()
+    if right.sum() == 0:
+        return Estimate(float("nan"), (float("nan"), float("nan")), 0)
+    groups = torch.arange(len(right)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    count = int(groups.max()) + 1
+    right_in = torch.zeros(count, dtype=torch.float64).index_add(0, groups, right)
+    flipped_in = torch.zeros(count, dtype=torch.float64).index_add(0, groups, flipped)
+    drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
+    rates = flipped_in[drawn].sum(1) / right_in[drawn].sum(1)  # 0 / 0 where a resample drew nothing right
+    low, high = torch.nanquantile(rates, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(float(flipped.sum() / right.sum()), (low, high), int(right.sum()))

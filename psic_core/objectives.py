@@ -1,0 +1,84 @@
+"""Losses: rate-distortion, UAEO (paper Eq. 9) and the naive attack that the paper compares with (Fig. 6)."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+
+class RateDistortion(NamedTuple):
+    """A rate-distortion loss and its parts."""
+
+    loss: Float[Tensor, ""]
+    bpp: Float[Tensor, ""]  # bits per pixel by the likelihoods, y and z together
+    mse: Float[Tensor, ""]  # on [0, 1] pixels
+
+
+def rate_distortion_loss(
+    x_hat: Float[Tensor, "batch 3 height width"],
+    x: Float[Tensor, "batch 3 height width"],
+    likelihoods: Mapping[str, Tensor],
+    lmbda: float,
+) -> RateDistortion:
+    """``lmbda * 255^2 * MSE + R`` (paper Eq. 1; CompressAI's convention for lambda).
+
+    Args:
+        x_hat: Reconstruction, unclamped.
+        x: Picture in [0, 1].
+        likelihoods: CompressAI's dict; R counts every entry, the hyper-latents too.
+        lmbda: Trade-off; CompressAI's qualities 1 to 4 are 0.0018, 0.0035, 0.0067, 0.013.
+    """
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    bits = sum(p.log().sum() for p in likelihoods.values()) / -math.log(2)
+    mse = functional.mse_loss(x_hat, x)
+    bpp = torch.as_tensor(bits) / pixels
+    return RateDistortion(lmbda * 255**2 * mse + bpp, bpp, mse)
+
+
+def uaeo_loss(
+    image_features: Float[Tensor, "batch d"],
+    text_features: Float[Tensor, "k d"],
+    target: Int64[Tensor, " batch"],
+    s: float = 0.07,
+    direction: Literal["i2t", "both"] = "i2t",
+) -> Float[Tensor, ""]:
+    """UAEO, Eq. 9: cross-entropy that pulls each protected picture to its target caption.
+
+    ``L_UC = -mean_i log( exp(c_in / s) / sum_j exp(c_ij / s) )`` with ``n = target[i]``. Its gradient with
+    respect to the logits is softmax minus one-hot: the caption that fits best is pushed away hardest.
+
+    Args:
+        image_features: Unit features of x_hat_e.
+        text_features: Unit features of the K captions; K may exceed the batch.
+        target: Index of each picture's least believed caption (Eq. 8).
+        s: The temperature of Eq. 5.
+        direction: ``i2t`` as printed. ``both`` adds, for each target caption, the cross-entropy over the
+            batch's pictures; pictures that share a target are all right answers.
+
+    Returns:
+        At least 0; ``log K`` where all similarities are equal.
+
+    Raises:
+        ValueError: A target that is no index of a caption.
+    """
+    if len(target) and (target.min() < 0 or target.max() >= len(text_features)):
+        raise ValueError(f"target {target.tolist()} points outside the {len(text_features)} captions")
+    logits = image_features.float() @ text_features.float().T / s
+    i2t = functional.cross_entropy(logits, target)
+    if direction == "i2t":
+        return i2t
+    by_text = functional.log_softmax(logits[:, target].T, dim=1)  # row i: caption target[i] over pictures
+    right = (target[:, None] == target[None, :]).float()
+    t2i = -(by_text * right / right.sum(1, keepdim=True)).sum(1).mean()
+    return (i2t + t2i) / 2
+
+
+def naive_loss(
+    image_features: Float[Tensor, "batch d"], text_features: Float[Tensor, "batch d"]
+) -> Float[Tensor, ""]:
+    """The naive attack of Fig. 6: the mean cosine between each picture and its own caption, to be minimised."""
+    return (image_features.float() * text_features.float()).sum(1).mean()

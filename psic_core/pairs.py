@@ -1,0 +1,80 @@
+"""Training data in memory: pictures, their captions, and what a target makes of both, computed once."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from psic_core.targets import Target
+
+
+@dataclass
+class Pairs:
+    """N pictures with C captions each.
+
+    Attributes:
+        pictures: ``(N, 3, H, W)`` uint8.
+        captions: N tuples of C strings; empty tuples where only rate and distortion are trained.
+        image_features: Unit features of the clean pictures; ``None`` until `with_features`.
+        text_features: Unit features of the captions, picture by picture.
+        caption_ids: Equal numbers for equal captions, for the mask of Eq. 8.
+    """
+
+    pictures: UInt8[Tensor, "n 3 height width"]
+    captions: Sequence[tuple[str, ...]]
+    image_features: Float[Tensor, "n d"] | None = None
+    text_features: Float[Tensor, "n c d"] | None = None
+    caption_ids: Int64[Tensor, "n c"] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.pictures) != len(self.captions):
+            raise ValueError(f"{len(self.pictures)} pictures but {len(self.captions)} lists of captions")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def with_features(self, target: Target, cache: str | Path | None = None) -> "Pairs":
+        """The same pairs with the target's features of clean pictures and captions (Eq. 5 uses the original x).
+
+        Args:
+            target: The model under attack.
+            cache: Folder for a file named by the content's hash; ``None`` computes anew.
+        """
+        if len({len(c) for c in self.captions}) != 1:
+            raise ValueError("every picture needs the same number of captions to be cached as one tensor")
+        path = Path(cache) / f"features-{self._content(target)}.safetensors" if cache else None
+        found = load_file(path) if path and path.is_file() else _features(self, target)
+        if path and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(found, path)
+        keys: dict[str, int] = {}
+        ids = [[keys.setdefault(c.strip().casefold(), len(keys)) for c in row] for row in self.captions]
+        return Pairs(self.pictures, self.captions, found["image"], found["text"], torch.tensor(ids))
+
+    def __add__(self, other: "Pairs") -> "Pairs":
+        """Both, one after the other; features are dropped."""
+        return Pairs(torch.cat([self.pictures, other.pictures]), [*self.captions, *other.captions])
+
+    def _content(self, target: Target) -> str:
+        digest = hashlib.sha256(target.name.encode())
+        for name, p in target.model.state_dict().items():
+            if "proj" in name:  # the part that this project trains
+                digest.update(p.cpu().numpy().tobytes())
+        digest.update(self.pictures.numpy().tobytes())
+        digest.update(repr(list(self.captions)).encode())
+        return digest.hexdigest()[:16]
+
+
+def _features(pairs: Pairs, target: Target) -> dict[str, Tensor]:
+    batches = tqdm(pairs.pictures.split(32), desc=f"{target.name} reads pictures", leave=False)
+    image = torch.cat([target.encode_images(b).cpu() for b in batches])
+    flat = [caption for row in pairs.captions for caption in row]
+    chunks = [flat[i : i + 256] for i in range(0, len(flat), 256)]
+    text = torch.cat([target.encode_text(c).cpu() for c in tqdm(chunks, desc="captions", leave=False)])
+    return {"image": image, "text": text.reshape(len(pairs), -1, text.shape[1]).contiguous()}

@@ -1,0 +1,145 @@
+"""Recipes: from data sets on disk to a trained checkpoint with its card. What ``psic train`` runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from psic_core import keys
+from psic_core.checkpoints import load_checkpoint, provenance, save_checkpoint
+from psic_core.codec import PSIC
+from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_root, seed_everything
+from psic_core.datasets.folders import Flickr8k, Folder, in_memory
+from psic_core.datasets.scenes import Scenes
+from psic_core.metrics import recall_at_k
+from psic_core.pairs import Pairs
+from psic_core.targets import LITE_SIZE, Target, load_target
+from psic_core.train_target import HeadConfig, train_lite_clip
+from psic_core.trainer import Trainer
+
+
+def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int = 2560, size: int = 160) -> Pairs:
+    """Training pictures with captions, in memory.
+
+    Args:
+        names: ``scenes``, ``flickr8k`` (train split), or folders of pictures (no captions: stage ``plain`` only).
+        root: The data root, for ``flickr8k``.
+        scenes: How many scenes.
+        size: Side of the squares in pixels.
+    """
+    parts = []
+    for name in names:
+        if name == "scenes":
+            data = Scenes("train", scenes, size)
+            parts.append(Pairs(in_memory(data), [data.captions(i) for i in range(len(data))]))
+        elif name == "flickr8k":
+            flickr = Flickr8k(data_root(root) / name, "train", size)
+            parts.append(Pairs(in_memory(flickr), flickr.captions))
+        else:
+            folder = Folder(name, size)
+            parts.append(Pairs(in_memory(folder), [()] * len(folder)))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def run_phase(
+    options: Mapping[str, Any],
+    init: str | None,
+    out: Path,
+    datasets: Sequence[str],
+    root: str | None = None,
+    scenes: int = 2560,
+    target_name: str = "lite-clip",
+    kind: str | None = None,
+    half: bool = False,
+) -> PSIC:
+    """Train one phase and write ``out/model.safetensors`` with its card; resumes a run found in ``out``.
+
+    Args:
+        options: Fields of `TrainConfig` that differ from its defaults.
+        init: Checkpoint to start from; ``None`` starts from random weights.
+        out: Folder of the run.
+        datasets: As in `load_pairs`.
+        root: The data root.
+        scenes: How many scenes.
+        target_name: The model under attack; not loaded for a plain model.
+        kind: ``plain`` leaves the triggers out; default: what ``init`` is, plain for stage ``plain``.
+        half: Store float16.
+
+    Raises:
+        ValueError: An option does not fit, or ``out`` holds a run of another configuration.
+    """
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    config = TrainConfig(**options)
+    seed_everything(config.seed)
+    model = load_checkpoint(init) if init else PSIC.build(CodecConfig())
+    if kind != "plain" and config.stage != "plain":
+        model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
+    model.kind = kind or ("plain" if config.stage == "plain" else "psic")
+    before = getattr(model, "card", {})
+    about = {"config": asdict(config), "init": init, "datasets": list(datasets), "kind": model.kind}
+    _check_same_run(out, about)
+    pairs, target = load_pairs(datasets, root, scenes), None
+    if model.kind != "plain":
+        target = load_target(target_name)
+        pairs = pairs.with_features(target, out.parent / "cache")
+    trainer = Trainer(model, pairs, config, target, out)
+    rows = trainer.fit()
+    history = [*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}]
+    card = {"history": history, "pictures": len(pairs), "last": rows[-1] if rows else None}
+    save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
+    return model
+
+
+def make_lite_clip(output: Path, root: str | None, scenes: int, cache: Path) -> dict[str, float]:
+    """Train lite-clip's heads on Flickr8k train, scenes and class names; write them with a JSON of figures."""
+    config = HeadConfig()
+    pairs = [load_pairs([name], root, scenes, LITE_SIZE) for name in ("flickr8k", "scenes")]
+    target, state, losses = train_lite_clip(pairs, config, cache)
+    figures = lite_clip_figures(target, root)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    card = {"recipe": config._asdict(), "figures": figures, "losses": [round(v, 4) for v in losses], **provenance()}
+    save_file({k: v.half() for k, v in state.items()}, output, metadata={"card": json.dumps(card)})
+    output.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=1))
+    return figures
+
+
+def lite_clip_figures(target: Target, root: str | None) -> dict[str, float]:
+    """R@1 on Flickr8k's 1k test split and zero-shot accuracy on 500 held-out scenes."""
+    flickr = Flickr8k(data_root(root) / "flickr8k", "test", LITE_SIZE)
+    image = target.encode_images(in_memory(flickr)).cpu()
+    text = target.encode_text([c for row in flickr.captions for c in row]).cpu()
+    own = torch.eye(len(flickr), dtype=torch.bool).repeat_interleave(5, dim=1)
+    scores = image @ text.T
+    scenes = Scenes("test", 500, LITE_SIZE)
+    drawn = [scenes[i] for i in range(len(scenes))]
+    features = target.encode_images(torch.stack([s.image for s in drawn])).cpu()
+    names = target.encode_text([f"a photo of a {c}" for c in scenes.classes]).cpu()
+    labels = torch.tensor([s.class_index for s in drawn])
+    figures = {f"flickr8k i2t R@{k}": recall_at_k(scores, own, k) for k in (1, 5, 10)}
+    figures |= {f"flickr8k t2i R@{k}": recall_at_k(scores.T, own.T, k) for k in (1, 5, 10)}
+    figures["scenes top-1"] = float(((features @ names.T).argmax(1) == labels).float().mean())
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def fast(config: TrainConfig, steps: int) -> TrainConfig:
+    """A recipe cut to ``steps`` steps; its schedule shrinks along."""
+    return replace(config, steps=steps, warmup=min(config.warmup, max(1, steps // 10)))
+
+
+def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:
+    path = out / "run.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        wrong = [k for k in about if found.get(k) != about[k]]
+        if wrong:
+            raise ValueError(f"{out} holds a run with another {wrong[0]}: {found.get(wrong[0])}; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=1) + "\n")

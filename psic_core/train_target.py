@@ -1,0 +1,164 @@
+"""Trains lite-clip's two heads: contrastive, both towers locked (locked-image tuning, Zhai et al. 2022)."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from psic_core.pairs import Pairs
+from psic_core.targets import LITE_SIZE, Target, lite_classifier, lite_clip_towers
+
+CLASS_PROMPTS = ("a photo of a {}.", "a {} in a picture.", "{}")
+
+
+class HeadConfig(NamedTuple):
+    """The recipe; a trial takes about a minute on two cores once the features are cached."""
+
+    epochs: int = 40
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    views: int = 2  # cached augmentations of each picture: as it is; mirrored and cropped
+    distill: float = 0.5  # weight of the ImageNet classifier's opinion over class names
+    dropout: float = 0.1  # on the towers' features
+    seed: int = 0
+
+
+class TowerFeatures(NamedTuple):
+    """What the locked towers say, before the heads."""
+
+    image: Float[Tensor, "views n 1280"]
+    text: Float[Tensor, "n captions 384"]
+    ids: Tensor  # equal numbers for equal captions
+
+
+@torch.no_grad()
+def tower_features(target: Target, pairs: Pairs, views: int, cache: Path | None = None) -> TowerFeatures:
+    """Pooled features of each picture's views and of each caption, cached at ``cache`` when given."""
+    if cache and cache.is_file():
+        found = load_file(cache)
+        return TowerFeatures(found["image"].float(), found["text"].float(), found["ids"])
+    image = torch.stack([_image_features(target, pairs.pictures, view) for view in range(views)])
+    flat = [caption for row in pairs.captions for caption in row]
+    keys: dict[str, int] = {}
+    ids = torch.tensor([keys.setdefault(c.strip().casefold(), len(keys)) for c in flat])
+    distinct = _text_features(target, list(keys))
+    text = distinct[ids].reshape(len(pairs), -1, distinct.shape[1])
+    features = TowerFeatures(image, text, ids.reshape(len(pairs), -1))
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"image": image.half(), "text": text.half().contiguous(), "ids": features.ids}, cache)
+    return features
+
+
+def _image_features(target: Target, pictures: Tensor, view: int) -> Float[Tensor, "n 1280"]:
+    out, rng = [], torch.Generator().manual_seed(view)
+    for chunk in tqdm(pictures.split(32), desc=f"view {view}", mininterval=5):
+        x = chunk.float() / 255
+        if view:
+            x = x.flip(-1) if view % 2 else x
+            side = int(LITE_SIZE * (0.75 + 0.2 * float(torch.rand((), generator=rng))))
+            top, left = torch.randint(x.shape[-1] - side + 1, (2,), generator=rng).tolist()
+            x = x[..., top : top + side, left : left + side]
+        out.append(target.model.visual.trunk(target.preprocess(x)))
+    return torch.cat(out)
+
+
+def _text_features(target: Target, texts: list[str]) -> Float[Tensor, "n 384"]:
+    text, out = target.model.text, []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths together: less padding
+    for start in tqdm(range(0, len(texts), 128), desc="captions", mininterval=5):
+        tokens = target.tokenizer([texts[i] for i in order[start : start + 128]])
+        tokens = tokens[:, : tokens.ne(0).any(0).nonzero().max() + 1]
+        mask = tokens.ne(0).long()
+        out.append(text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask))
+    return torch.cat(out)[torch.tensor(order).argsort()]
+
+
+class Heads(nn.Module):
+    """The two linear maps and the temperature."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(1280, dim, bias=False), nn.Linear(384, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.logit_scale = nn.Parameter(torch.tensor(2.66))  # open_clip's start: 1 / 0.07
+
+    def embed(self, features: Tensor, head: nn.Linear) -> Tensor:
+        """Unit embeddings of tower features."""
+        return functional.normalize(head(self.dropout(features)), dim=-1)
+
+    def contrastive(self, image: Tensor, text: Tensor, same: Bool[Tensor, "b b"]) -> Float[Tensor, ""]:
+        """Symmetric InfoNCE; equal captions of other pictures are no negatives."""
+        logits = self.logit_scale.exp() * self.embed(image, self.image) @ self.embed(text, self.text).T
+        logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool), -torch.inf)
+        own = torch.arange(len(logits))
+        return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+    def distillation(self, image: Tensor, classes: Tensor, teacher: Tensor) -> Float[Tensor, ""]:
+        """Cross-entropy between the ImageNet classifier's probabilities and those over class names."""
+        logits = self.logit_scale.exp() * self.embed(image, self.image) @ self.embed(classes, self.text).T
+        return -(teacher * functional.log_softmax(logits, dim=1)).sum(1).mean()
+
+
+def train_heads(
+    target: Target, features: list[TowerFeatures], config: HeadConfig = HeadConfig()
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Train the heads on cached features and put them into ``target``.
+
+    Returns:
+        The heads by their open_clip names, and the loss of each epoch.
+    """
+    torch.manual_seed(config.seed)
+    heads, classifier = Heads(target.model.visual.head.proj.out_features, config.dropout), lite_classifier()
+    prompts = [p.format(name) for p in CLASS_PROMPTS for name in IMAGENET_CLASSNAMES]
+    with torch.no_grad():
+        classes = _text_features(target, prompts).reshape(len(CLASS_PROMPTS), len(IMAGENET_CLASSNAMES), -1)
+    image = torch.cat([f.image for f in features], dim=1)
+    offsets = [0, *torch.tensor([int(f.ids.max()) + 1 for f in features]).cumsum(0)[:-1].tolist()]
+    text = torch.cat([f.text for f in features])
+    ids = torch.cat([f.ids + offset for f, offset in zip(features, offsets, strict=True)])
+    n, steps = len(text), config.epochs * (len(text) // config.batch_size)
+    optimiser = torch.optim.AdamW(heads.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps)
+    losses = []
+    for _ in tqdm(range(config.epochs), desc="heads"):
+        total = 0.0
+        for index in torch.randperm(n).split(config.batch_size)[: n // config.batch_size]:
+            view = torch.randint(len(image), (len(index),))
+            choice = torch.randint(text.shape[1], (len(index),))
+            x, same = image[view, index], ids[index, choice]
+            loss = heads.contrastive(x, text[index, choice], same[:, None] == same[None, :])
+            if config.distill:
+                teacher = classifier(x).softmax(1)
+                names = classes[int(torch.randint(len(classes), ()))]
+                loss = loss + config.distill * heads.distillation(x, names, teacher)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += float(loss.detach())
+        losses.append(total / max(1, n // config.batch_size))
+    state = {
+        "visual.head.proj.weight": heads.image.weight.detach(),
+        "text.proj.weight": heads.text.weight.detach(),
+        "logit_scale": heads.logit_scale.detach(),
+    }
+    target.model.load_state_dict(state, strict=False)
+    return state, losses
+
+
+def train_lite_clip(pairs: list[Pairs], config: HeadConfig, cache: Path) -> tuple[Target, dict[str, Tensor], list[float]]:
+    """lite-clip from its two pretrained towers: features first (cached), then the heads."""
+    target = lite_clip_towers()
+    features = [
+        tower_features(target, p, config.views, cache / f"towers-{i}-{len(p)}.safetensors") for i, p in enumerate(pairs)
+    ]
+    state, losses = train_heads(target, features, config)
+    return target, state, losses

@@ -1,0 +1,115 @@
+"""Every notebook runs in its fast profile, without a hidden error, and shows as many pictures as it says."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import checks
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+TIMEOUT = 900  # seconds a notebook
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run a module of this very environment, whatever other Jupyter kernels the machine knows."""
+    kernels = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
+        cwd=folder,
+        env=os.environ | {"JUPYTER_PATH": kernels},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def papermill(source: Path, result: Path, *options: object) -> NotebookNode:
+    """Execute a notebook in its own folder (with ``--prepare-only``, just fill it in); return the result."""
+    here = ("--kernel", "python3", "--cwd", source.parent)
+    done = run(source.parent, "papermill", *here, source, result, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return nbformat.read(result, as_version=4)
+
+
+def nbval(path: Path) -> subprocess.CompletedProcess[str]:
+    """Execute a notebook cell by cell as pytest items; its outputs are not compared."""
+    settings = path.with_name("pytest.ini")  # this project's own settings are not meant for notebooks
+    settings.write_text("[pytest]\n")
+    plain = ("-c", settings, "-p", "no:cacheprovider", "-qx", "--color=no")
+    return run(path.parent, "pytest", *plain, "--nbval-lax", "--nbval-current-env", path)
+
+
+def profile(path: Path, out: Path) -> dict[str, object]:
+    """What a run passes: a folder for its files, and ``fast`` where the notebook knows it."""
+    known = checks.parameters(nbformat.read(path, as_version=4))
+    return {"out_dir": out} | ({"fast": True} if "fast" in known else {})
+
+
+def flags(passed: Mapping[str, object]) -> list[object]:
+    return [text for name, value in passed.items() for text in ("-p", name, value)]
+
+
+@each_notebook
+def test_stored_notebook_is_sound(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert checks.parameter_faults(notebook) == []
+    assert checks.undeclared_faults(notebook, profile(path, path)) == []
+    assert checks.fast_faults(notebook) == []
+    assert checks.error_faults(notebook) == []
+    assert checks.stored_faults(notebook) == []
+
+
+@each_notebook
+def test_notebook_runs_and_shows_its_pictures(path: Path, tmp_path: Path):
+    executed = papermill(path, tmp_path / path.name, *flags(profile(path, tmp_path / "out")))
+    assert checks.error_faults(executed) == []
+    assert checks.unexecuted_faults(executed) == []
+    assert checks.picture_faults(executed, checks.declared_pictures(executed)) == []
+
+
+@each_notebook
+def test_notebook_passes_nbval(path: Path, tmp_path: Path):
+    """nbval sees what papermill misses, exceptions in widgets' callbacks, and runs in a folder of its own."""
+    copy = tmp_path / path.name
+    papermill(path, copy, "--prepare-only", *flags(profile(path, tmp_path / "out")))
+    done = nbval(copy)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def write(path: Path, *cells: str) -> Path:
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in cells]), path)
+    return path
+
+
+BROKEN_WIDGET = """\
+import ipywidgets
+slider = ipywidgets.IntSlider(0)
+ipywidgets.interact(lambda n: 1 / (n - 1), n=slider)
+slider.value = 1"""
+
+
+def test_an_exception_in_a_widget_is_found(tmp_path: Path):
+    """papermill reports a success here; the checks and nbval do not."""
+    executed = papermill(write(tmp_path / "in.ipynb", BROKEN_WIDGET), tmp_path / "out.ipynb")
+    assert any("ZeroDivisionError" in fault for fault in checks.error_faults(executed))
+    done = nbval(write(tmp_path / "copy.ipynb", BROKEN_WIDGET))
+    assert done.returncode == 1, done.stdout[-3000:]
+
+
+def test_a_notebook_that_raises_fails(tmp_path: Path):
+    source = write(tmp_path / "in.ipynb", "n = 0", "1 / n", "print('never')")
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        papermill(source, tmp_path / "out.ipynb")
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert any("ZeroDivisionError" in fault for fault in checks.error_faults(executed))
+    assert len(checks.unexecuted_faults(executed)) >= 1

@@ -1,0 +1,249 @@
+"""Checkpoints: round trips, what is left out, and files that are refused without being unpickled."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from psic_core import checkpoints, keys
+from psic_core.checkpoints import find_checkpoint, load_checkpoint, provenance, read_card, save_checkpoint
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+
+TINY = CodecConfig(n=8, m=12, quality=7, dim=16, hidden=8)
+X = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model() -> PSIC:
+    """A PSIC whose every tensor is random, triggers too."""
+    torch.manual_seed(0)
+    model = PSIC.build(TINY, keys.secret("mine"))
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for trigger in model.g_s.triggers:
+            trigger.w_d.weight.copy_(torch.randn(trigger.w_d.weight.shape, generator=rng))
+        model.backbone.g_a[-1].weight.mul_(20)
+    return model.eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "some" / "where" / "psic-q7.safetensors"
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def learned(model: PSIC) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.named_parameters() if not (model.kind == "plain" and "triggers" in name)}
+
+
+# --- round trips ------------------------------------------------------------------------------------
+
+
+def test_float32_comes_back_exactly(model: PSIC, path: Path):
+    save_checkpoint(model, path, {"steps": 3}, publish_secret=True)
+    again = load_checkpoint(path)
+    assert all(torch.equal(tensor, learned(model)[name]) for name, tensor in learned(again).items())
+    assert (again.config, again.kind, again.secret, again.card) == (TINY, "psic", keys.secret("mine"), {"steps": 3})
+    assert not again.training
+    assert again.fingerprint() == model.fingerprint()
+    stream = model.compress(X, "my cat")
+    assert again.compress(X) == model.compress(X)
+    for keyword in (None, "my cat", "mine", "wrong"):
+        assert torch.equal(again.decompress_tensor(stream, keyword), model.decompress_tensor(stream, keyword))
+
+
+def test_half_comes_back_rounded(model: PSIC, path: Path):
+    save_checkpoint(model, path, half=True, publish_secret=True)
+    again = load_checkpoint(path)
+    assert all(torch.equal(tensor, learned(model)[name].half().float()) for name, tensor in learned(again).items())
+    assert all(tensor.dtype == torch.float32 for tensor in again.state_dict().values() if tensor.is_floating_point())
+    assert again.fingerprint() != model.fingerprint()
+    assert torch.allclose(again(X)["x_hat"], model(X)["x_hat"], atol=0.02)
+
+
+def test_half_keeps_constants_that_half_cannot_hold(model: PSIC, path: Path):
+    """Bounds such as 1e-9 would become 0, and a logarithm infinite in the next training."""
+    save_checkpoint(model, path, half=True)
+    again = load_checkpoint(path)
+    constants = dict(model.named_buffers())
+    for name, tensor in again.named_buffers():
+        if not name.endswith(checkpoints.DERIVED):
+            assert torch.equal(tensor, constants[name]), name
+
+
+def test_half_is_half_the_size_and_tables_are_not_stored(model: PSIC, path: Path, tmp_path: Path):
+    model.compress(X)  # fills the entropy coder's tables
+    save_checkpoint(model, path)
+    save_checkpoint(model, tmp_path / "half.safetensors", half=True)
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.75 * path.stat().st_size
+    assert not any(name.endswith(checkpoints.DERIVED) for name in load_file(path))
+
+
+def test_a_plain_model_leaves_its_triggers_out(model: PSIC, path: Path):
+    model.kind = "plain"
+    save_checkpoint(model, path)
+    assert not any("triggers" in name for name in load_file(path))
+    again = load_checkpoint(path)
+    assert again.kind == "plain"
+    assert torch.equal(again(X)["x_hat"], model(X)["x_hat"])
+    assert again.compress(X) == model.compress(X)
+
+
+def test_the_secret_is_stored_only_when_published(model: PSIC, path: Path):
+    save_checkpoint(model, path)
+    assert load_checkpoint(path).secret is None
+    raw = path.read_bytes()
+    assert keys.secret("mine") not in raw
+    assert keys.secret("mine").hex().encode() not in raw
+    save_checkpoint(model, path, publish_secret=True)
+    assert load_checkpoint(path).secret == keys.secret("mine")
+
+
+def test_without_its_secret_a_model_decodes_full_by_the_passphrase_only(model: PSIC, path: Path):
+    save_checkpoint(model, path)
+    again, stream = load_checkpoint(path), model.compress(X)
+    assert torch.equal(again.decompress_tensor(stream, "mine"), model.decompress_tensor(stream, "mine"))
+    assert again.compress(X) == stream
+    with pytest.raises(ValueError, match="does not hold its secret"):
+        again.compress(X, "my cat")
+
+
+def test_saving_replaces_whole_files_and_leaves_nothing_else(model: PSIC, path: Path):
+    save_checkpoint(model, path, {"take": 1})
+    save_checkpoint(model, path, {"take": 2})
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert load_checkpoint(path).card == {"take": 2}
+
+
+def test_the_card_can_be_read_without_the_weights(model: PSIC, path: Path):
+    save_checkpoint(model, path, {"steps": 3, "figures": {"psnr": 30.5}})
+    found = read_card(path)
+    assert found["card"] == {"steps": 3, "figures": {"psnr": 30.5}}
+    assert CodecConfig(**found["config"]) == TINY
+
+
+# --- shipped names ----------------------------------------------------------------------------------
+
+
+def test_shipped_checkpoints_are_found_by_name_and_listed(model: PSIC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoints, "data_dir", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match="'psic-q2'; shipped: none"):
+        load_checkpoint("psic-q2")
+    for name in ("psic-q2", "plain-q2", "lite-clip"):
+        save_checkpoint(model, tmp_path / "checkpoints" / f"{name}.safetensors")
+    assert find_checkpoint("psic-q2") == tmp_path / "checkpoints" / "psic-q2.safetensors"
+    assert load_checkpoint("psic-q2").config == TINY
+    with pytest.raises(FileNotFoundError, match="'psic-q9'; shipped: plain-q2, psic-q2$"):
+        load_checkpoint("psic-q9")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+# --- files that are refused -------------------------------------------------------------------------
+
+
+class Trap:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_a_pickle_in_disguise_is_refused_and_never_run(kind: str, tmp_path: Path):
+    path, sprung = tmp_path / "psic-q2.safetensors", tmp_path / "sprung"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Trap(sprung)))
+    else:
+        torch.save({"model": Trap(sprung)}, path)
+    with pytest.raises(ValueError, match="is no PSIC checkpoint"):
+        load_checkpoint(path)
+    assert not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists()  # the trap works
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+def test_a_truncated_file_is_refused(share: float, model: PSIC, path: Path):
+    save_checkpoint(model, path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="is no PSIC checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"psic": "no json"}, {"psic": "[]"}, {"psic": "{}"}])
+def test_safetensors_of_others_are_refused(metadata: dict | None, tmp_path: Path):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata)
+    with pytest.raises(ValueError, match="is no PSIC checkpoint"):
+        load_checkpoint(path)
+
+
+def rewrite(path: Path, **change: object) -> None:
+    """Change the header of a checkpoint; ``None`` drops a field."""
+    header = read_card(path) | change
+    kept = {k: v for k, v in header.items() if v is not None}
+    save_file(load_file(path), path, {"psic": json.dumps(kept)})
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"kind": None}, "is no PSIC checkpoint"),
+        ({"kind": "encrypted"}, "encrypted"),
+        ({"secret": "zz"}, "is no PSIC checkpoint"),
+        ({"secret": "00ff"}, "2 bytes"),
+        ({"config": {"n": 8, "colour": "red"}}, "is no PSIC checkpoint.*colour"),
+        ({"config": {"n": "eight"}}, "is no PSIC checkpoint"),
+        ({"config": {"n": -8}}, "is no PSIC checkpoint"),
+        ({"config": {"n": 16, "m": 12, "dim": 16, "hidden": 8}}, "does not fit"),
+        ({"config": {"architecture": "jpeg"}}, "unknown architecture 'jpeg'"),
+    ],
+)
+def test_headers_that_lie_are_refused(change: dict, says: str, model: PSIC, path: Path):
+    save_checkpoint(model, path)
+    rewrite(path, **change)
+    with pytest.raises(ValueError, match=says):
+        load_checkpoint(path)
+
+
+def test_a_missing_or_foreign_tensor_is_named(model: PSIC, path: Path):
+    save_checkpoint(model, path)
+    tensors, header = load_file(path), {"psic": json.dumps(read_card(path))}
+    name = "g_s.triggers.0.w_d.weight"
+    save_file({k: v for k, v in tensors.items() if k != name}, path, header)
+    with pytest.raises(ValueError, match=name):
+        load_checkpoint(path)
+    save_file(tensors | {"backdoor": torch.zeros(1)}, path, header)
+    with pytest.raises(ValueError, match="backdoor"):
+        load_checkpoint(path)
+
+
+def test_provenance_names_commit_hardware_and_versions():
+    found = provenance()
+    assert found["torch"] == torch.__version__
+    assert found["hardware"]
+    assert found["commit"]
+    json.dumps(found)

@@ -1,0 +1,302 @@
+"""Fuzzing of a real file through the whole decoder: every mutation is a BitstreamError, none a crash or a hang.
+
+Accidents (bytes cut, flipped, swapped) and forgeries (any content under right checksums) alike. The range coder
+is C++ that does not check its bounds; what could crash the interpreter runs in a process of its own.
+"""
+
+import contextlib
+import functools
+import random
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from compressai.registry import MODELS
+from torch import nn
+
+from psic_core import bitstream, keys
+from psic_core.bitstream import BitstreamError, Stream
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+
+CONFIG = CodecConfig(n=8, m=12, dim=16, hidden=8)
+SECRET = bytes(range(16))
+LONGEST = 2.0  # seconds that one mutation may take
+HEADER = bitstream.header_bytes(2)
+
+
+def build(architecture: str = "bmshj2018-hyperprior") -> PSIC:
+    """A tiny model with full strings and triggers that show."""
+    torch.manual_seed(0)
+    model = PSIC(MODELS[architecture](8, 12), CONFIG, SECRET).eval()
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight *= 30
+        for trigger in model.g_s.triggers:
+            nn.init.normal_(trigger.w_d.weight)
+    return model
+
+
+@functools.cache
+def model_and_file() -> tuple[PSIC, bytes]:
+    """The model, and its file of a 40 x 40 picture under one keyword; the same in every run."""
+    model = build()
+    x = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    stream = bitstream.unpack(model.compress(x))
+    return model, bitstream.pack(stream._replace(slots=(keys.seal(SECRET, "my cat", b"salted"),)))
+
+
+def stream() -> Stream:
+    return bitstream.unpack(model_and_file()[1])
+
+
+@functools.cache
+def coded() -> torch.Tensor:
+    """The latents that the file holds."""
+    return model_and_file()[0].latents(stream())
+
+
+# --- accidents -------------------------------------------------------------------------------------
+
+
+def truncated(data: bytes) -> Iterator[bytes]:
+    for length in range(len(data)):
+        yield data[:length]
+
+
+def flipped(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    for position in range(len(data)):
+        for flip in (1 << rng.randrange(8), 0xFF, rng.randrange(1, 256)):
+            yield data[:position] + bytes([data[position] ^ flip]) + data[position + 1 :]
+
+
+def overwritten(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    for _ in range(400):
+        start = rng.randrange(len(data))
+        length = rng.randrange(1, len(data) - start + 1)
+        yield data[:start] + rng.randbytes(length) + data[start + length :]
+
+
+def swapped(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    for _ in range(300):
+        a, b, c, d = sorted(rng.sample(range(len(data) + 1), 4))
+        yield data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]
+
+
+def inserted(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    for _ in range(150):
+        position = rng.randrange(len(data) + 1)
+        yield data[:position] + rng.randbytes(rng.randrange(1, 20)) + data[position:]
+
+
+def misnamed(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    for _ in range(100):
+        yield rng.randbytes(4) + data[4:]
+    for version in {*range(256)} - {bitstream.VERSION}:
+        yield data[:4] + bytes([version]) + data[5:]
+
+
+def noise(rng: random.Random) -> Iterator[bytes]:
+    for length in range(100):
+        yield rng.randbytes(length)
+        yield bitstream.MAGIC + bytes([bitstream.VERSION]) + rng.randbytes(length)
+
+
+def test_every_accident_is_an_error():
+    model, data = model_and_file()
+    rng = random.Random(0)
+    accidents = [
+        *truncated(data),
+        *flipped(data, rng),
+        *overwritten(data, rng),
+        *swapped(data, rng),
+        *inserted(data, rng),
+        *misnamed(data, rng),
+        *noise(rng),
+    ]
+    accidents = [mutant for mutant in accidents if mutant != data]
+    assert len(accidents) >= 2000
+    for mutant in accidents:
+        started = time.perf_counter()
+        with pytest.raises(BitstreamError, match=r"\w{3}"):
+            model.decompress(mutant)
+        assert time.perf_counter() - started < LONGEST, mutant.hex()
+
+
+def test_the_file_itself_decodes():
+    model, data = model_and_file()
+    assert len(data) > 150
+    assert len(stream().strings[0]) > 30
+    protected, full = model.decompress_tensor(data), model.decompress_tensor(data, "my cat")
+    assert protected.shape == (1, 3, 40, 40)
+    assert not torch.allclose(protected, full, atol=1e-2)
+
+
+# --- forgeries: right checksums, wrong content -----------------------------------------------------
+
+
+def survives(forged: Stream) -> bool:
+    """True where a forged file decodes. It may do so to the latents that were coded, and to nothing else."""
+    model, _ = model_and_file()
+    started = time.perf_counter()
+    try:
+        got = model.decompress_tensor(bitstream.pack(forged))
+    except BitstreamError as error:
+        assert len(str(error)) > 10
+        return False
+    finally:
+        assert time.perf_counter() - started < LONGEST, forged
+    assert torch.equal(model.latents(forged), coded())
+    whole = stream()._replace(height=64, width=64)
+    assert torch.equal(got, model.picture(coded(), whole, None)[..., : forged.height, : forged.width])
+    return True
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_random_strings_do_not_decode(which: int):
+    rng = random.Random(which)
+    for _ in range(150):
+        strings = list(stream().strings)
+        strings[which] = rng.choice([rng.randbytes, lambda n: bytes([rng.choice((0, 255))]) * n])(rng.randrange(300))
+        assert not survives(stream()._replace(strings=tuple(strings)))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_damaged_strings_under_right_checksums_never_show_another_picture(which: int):
+    rng = random.Random(which)
+    string = stream().strings[which]
+    survivors = 0
+    for position in {*range(0, len(string), 7), *range(max(0, len(string) - 20), len(string))}:
+        for cut in (False, True):
+            damaged = string[:position] + (b"" if cut else bytes([string[position] ^ rng.randrange(1, 256)]))
+            damaged += b"" if cut else string[position + 1 :]
+            strings = (damaged, *stream().strings[1:]) if which == 0 else (stream().strings[0], damaged)
+            survivors += survives(stream()._replace(strings=strings))
+    assert survivors <= 20  # the coder's last words hold bits that no symbol needs
+
+
+def test_strings_in_another_number_or_order_do_not_decode():
+    y, z = stream().strings
+    for strings in ((z, y), (y,), (z,), (y, z, b""), (y, z, z), (y, y, z, z), (b"", b""), (y,) * 32):
+        assert not survives(stream()._replace(strings=strings))
+
+
+def test_forged_sizes_show_the_coded_picture_or_nothing():
+    rng = random.Random(2)
+    small = [(h, w) for h in (1, 39, 41, 64) for w in (1, 40, 63)]
+    large = [(rng.randrange(1, 1500), rng.randrange(65, 1500)) for _ in range(30)]
+    for height, width in [*small, *large, (65, 1), (1, 65), (40, 1024)]:
+        for shape in {(1, 1), (-(-height // 64), -(-width // 64)), (rng.randrange(1, 9), rng.randrange(1, 9))}:
+            forged = stream()._replace(height=height, width=width, shape=shape)
+            with contextlib.suppress(BitstreamError):  # from pack, which refuses some of them already
+                assert survives(forged) == (max(height, width) <= 64 and shape == (1, 1))
+
+
+def test_forged_identity_does_not_decode():
+    assert not survives(stream()._replace(quality=3))
+    assert not survives(stream()._replace(fingerprint=bytes(8)))
+    assert not survives(stream()._replace(latent_checksum=stream().latent_checksum ^ 1))
+    for name in (*bitstream.ARCHITECTURES, bitstream.CUSTOM):
+        assert survives(stream()._replace(architecture=name)) == (name == CONFIG.architecture)
+
+
+def test_random_headers_under_a_right_checksum_do_not_decode():
+    model, data = model_and_file()
+    rng = random.Random(3)
+    for _ in range(300):
+        header = bytearray(data[: HEADER - 4])
+        for _ in range(rng.randrange(1, 4)):
+            header[rng.randrange(5, len(header))] = rng.randrange(256)
+        forged = bytes(header) + struct.pack("<I", zlib.crc32(header)) + data[HEADER:]
+        if forged == data or header[16:24] != data[16:24]:  # forged sizes have their own test
+            continue
+        with pytest.raises(BitstreamError):
+            model.decompress(forged)
+
+
+def test_forged_slot_decodes_protected():
+    model, data = model_and_file()
+    rng = random.Random(4)
+    protected, full = model.decompress_tensor(data), model.decompress_tensor(data, "my cat")
+    for _ in range(3):
+        body = rng.randbytes(keys.SLOT_BYTES - 2)
+        forged = bitstream.pack(stream()._replace(slots=(body + keys._crc16(body),)))
+        assert torch.equal(model.decompress_tensor(forged), protected)
+        assert not torch.allclose(model.decompress_tensor(forged, "my cat"), full, atol=1e-2)
+
+
+def test_latents_beyond_all_bounds_are_a_bitstream_error():
+    # Codecs with a predicted mean turn forged hyper-latents of 10^8 into latents of any size.
+    torch.manual_seed(0)
+    model = build("mbt2018-mean")
+    model.config = CodecConfig("mbt2018-mean", n=8, m=12, dim=16, hidden=8)
+    with torch.no_grad():
+        model.backbone.h_s[-1].weight *= 1e9
+    honest = bitstream.unpack(model.compress(torch.rand(1, 3, 40, 40)))
+    (z,) = model.backbone.entropy_bottleneck.compress(torch.full((1, 8, 1, 1), 1e8))
+    with pytest.raises(BitstreamError):
+        model.decompress(bitstream.pack(honest._replace(strings=(honest.strings[0], z))))
+
+
+# --- what could take the interpreter with it -------------------------------------------------------
+
+CHILD = r"""
+import sys, time, torch
+from compressai.models import ScaleHyperprior
+from psic_core import bitstream
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+
+torch.manual_seed(0)
+model = PSIC(ScaleHyperprior(8, 12), CodecConfig(n=8, m=12, dim=16, hidden=8), bytes(16))
+x = torch.rand(1, 3, 40, 40)
+honest = bitstream.unpack(model.compress(x))
+
+def attempt(name, call):
+    started = time.perf_counter()
+    try:
+        call()
+    except Exception as error:
+        seconds = time.perf_counter() - started
+        print(name, "slow" if seconds > 2 else type(error).__name__, error, sep="|", flush=True)
+
+for size in (10_000, 1_000_000, 20_000_000):
+    for which in (0, 1):
+        strings = list(honest.strings)
+        # Ones announce an escape code of 15 times their own length, far beyond the string's end.
+        strings[which] = b"\xff" * size
+        forged = bitstream.pack(honest._replace(strings=tuple(strings)))
+        attempt(f"{which}x{size}", lambda: model.decompress(forged))
+for value in (1e9, float("nan")):
+    with torch.no_grad():
+        model.backbone.g_a[-1].bias.fill_(value)
+    attempt(f"latents of {value}", lambda: model.compress(x))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """What became of each case, in a process of its own: its exception and message; missing after a crash."""
+    log = tmp_path_factory.mktemp("fuzz") / "log"
+    with log.open("w") as out, contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-c", CHILD], stdout=out, stderr=subprocess.STDOUT, timeout=60)
+    lines = [line.split("|", 2) for line in log.read_text().splitlines() if line.count("|") >= 2]
+    return {name: (error, message) for name, error, message in lines}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("size", [10_000, 1_000_000, 20_000_000])
+def test_long_escape_codes_stay_inside_the_file(told: dict[str, tuple[str, str]], which: int, size: int):
+    error, message = told.get(f"{which}x{size}", ("the interpreter crashed or hung", ""))
+    assert error == "BitstreamError", message
+
+
+@pytest.mark.parametrize("value", ["1000000000.0", "nan"])
+def test_latents_that_the_coder_cannot_hold_are_refused(told: dict[str, tuple[str, str]], value: str):
+    # From 2^27 on the range encoder never returns.
+    error, message = told.get(f"latents of {value}", ("the interpreter crashed or hung", ""))
+    assert error == "ValueError", message

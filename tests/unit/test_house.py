@@ -1,0 +1,288 @@
+"""The house stands: one source of pins, what ships is there, commands exist, runtime checks are on."""
+
+import ast
+import csv
+import importlib
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from psic_core import objectives
+
+tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+MINORS = range(8, 20)  # of the CPythons that are asked about
+
+# A folder that only one machine has, in text or code; the pattern does not match itself.
+MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|opt|srv|mnt|home/\w+|Users/\w+)/")
+# A version in a command that installs a package, and in a list of packages.
+COMMAND_PIN = re.compile(r"pip install\b.*[=~<>]=\s*\d")
+LISTED_PIN = re.compile(r"^\s*-\s*[A-Za-z][\w.\[\]-]*\s*[=~<>]=\s*\d", re.MULTILINE)
+# Somebody's own package index, or a file in place of one.
+INDEX = re.compile(r"--(?:extra-)?index-url|--find-links|--trusted-host|file:/{2}")
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    lines = [*PROJECT["dependencies"]]
+    for extra in extras:
+        lines += PROJECT["optional-dependencies"][extra]
+    return [Requirement(line) for line in lines]
+
+
+def names(wanted: list[Requirement]) -> set[str]:
+    return {canonicalize_name(r.name) for r in wanted}
+
+
+def imported(folder: Path) -> dict[str, Path]:
+    """Top-level names of all absolute imports under a folder, also inside functions, and where one stands."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module or ""]
+            else:
+                continue
+            found |= {module.partition(".")[0]: path for module in modules}
+    return found
+
+
+def undeclared(folder: Path, declared: set[str], own: set[str]) -> dict[str, str]:
+    """Imports of a folder that are neither the standard library nor in a declared package."""
+    packages = packages_distributions()
+    return {
+        module: str(path.relative_to(ROOT))
+        for module, path in imported(folder).items()
+        if module not in own | sys.stdlib_module_names
+        and not declared & {canonicalize_name(name) for name in packages.get(module, [])}
+    }
+
+
+def repository_files() -> list[Path]:
+    """What is or would be committed."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("no git checkout: the repository's files cannot be listed")
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    assert paths, "git lists no file"
+    return [p for p in paths if p.is_file()]
+
+
+def texts() -> dict[str, str]:
+    """Every text file of the repository by its name."""
+    found = {}
+    for path in repository_files():
+        try:
+            found[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+# --- dependencies -----------------------------------------------------------------------------------
+
+
+def test_psic_core_imports_only_what_it_declares():
+    assert undeclared(ROOT / "psic_core", names(requirements()), {"psic_core"}) == {}
+
+
+def test_tests_import_only_what_they_declare():
+    own = {"psic_core"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    assert undeclared(ROOT / "tests", names(requirements("test")), own) == {}
+
+
+def test_an_import_that_is_not_declared_is_found():
+    missing = undeclared(ROOT / "psic_core", names(requirements()) - {"torch"}, {"psic_core"})
+    assert set(missing) == {"torch"}
+
+
+def test_each_package_is_declared_once():
+    declared = [canonicalize_name(r.name) for r in requirements("test")]
+    assert len(declared) == len(set(declared))
+
+
+def test_versions_stand_in_pyproject_alone():
+    rivals = ["setup.py", "setup.cfg", "Pipfile", "poetry.lock", "uv.lock", "constraints.txt"]
+    assert [name for name in rivals if (ROOT / name).exists()] == []
+    assert [path.name for path in ROOT.glob("requirements*")] == []
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    commands = {name: COMMAND_PIN.findall(text) for name, text in texts().items() if name != own}
+    assert {name: pins for name, pins in commands.items() if pins} == {}
+    assert LISTED_PIN.findall((ROOT / "environment.yml").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("pin", ["torch==2.6", "numpy >=1.26", "timm~=1.0", "jax[cpu] <= 0.4"])
+def test_a_pin_elsewhere_is_found(pin: str):
+    assert LISTED_PIN.search(f"  - pip:\n      - {pin}\n")
+    assert COMMAND_PIN.search(f"!pip install -q '{pin}'")
+    assert not COMMAND_PIN.search("pip install -e '.[test]'")
+
+
+def test_environment_yml_installs_what_make_installs():
+    """`make` makes a fresh environment by the very line of environment.yml, which is thereby tested."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-e .[test]"]}
+    assert "$(RUN) -m pip install -e '.[test]'" in MAKEFILE
+    python, installer = conda
+    assert installer == "pip"
+    version = re.fullmatch(r"python=(3\.\d+)", python)
+    assert version
+    assert version[1] in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_makefile_and_ruff_know_the_same_pythons_as_pyproject():
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    usable = re.search(r"\(3, (\d+)\) <= sys\.version_info\[:2\] <= \(3, (\d+)\)", MAKEFILE)
+    assert usable
+    assert [m for m in MINORS if f"3.{m}" in allowed] == [*range(int(usable[1]), int(usable[2]) + 1)]
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py3{usable[1]}"
+
+
+# --- what ships -------------------------------------------------------------------------------------
+
+
+def test_every_cutout_ships():
+    folder = ROOT / "data" / "scenes"
+    with (folder / "cutouts.csv").open(newline="", encoding="utf-8") as file:
+        listed = {row["file"] for row in csv.DictReader(file)}
+    assert len(listed) >= 100
+    assert listed == {path.name for path in folder.glob("*.png")}
+
+
+def test_data_of_another_licence_carries_it():
+    """The cut-outs are GPL-2+: licence and provenance stand beside them."""
+    text = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in sorted((ROOT / "data" / "scenes").iterdir())
+        if path.name.startswith(("LICENSE", "COPYING", "README"))
+    )
+    assert "GNU GENERAL PUBLIC LICENSE" in text
+    assert "tuxpaint" in text.lower()
+
+
+def test_every_checkpoint_has_a_card():
+    folder = ROOT / "data" / "checkpoints"
+    weights = {path.stem for path in folder.glob("*.safetensors")}
+    cards = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.md"))
+    assert [stem for stem in sorted(weights) if stem not in cards] == []
+
+
+def test_nothing_that_ships_is_ignored_by_git():
+    shipped = [*(ROOT / "data").rglob("*"), *(ROOT / "notebooks").glob("*.ipynb")]
+    listed = set(repository_files())
+    left_out = [str(path.relative_to(ROOT)) for path in shipped if path.is_file() and path not in listed]
+    assert [name for name in left_out if "__pycache__" not in name and ".ipynb_checkpoints" not in name] == []
+
+
+def test_licence_is_mit():
+    assert PROJECT["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+
+
+# --- commands ---------------------------------------------------------------------------------------
+
+
+def targets() -> dict[str, str]:
+    """The Makefile's targets with what they need."""
+    return dict(re.findall(r"^([a-z]+):([^=#\n]*)##", MAKEFILE, re.MULTILINE))
+
+
+def test_makefile_has_its_targets_and_each_makes_the_environment():
+    found = targets()
+    assert {"demo", "test", "tutorial", "lab", "bench", "format", "clean", "help"} <= set(found)
+    for name in set(found) - {"clean", "help"}:
+        assert ".venv/.installed" in found[name], name
+    assert "import-linter" in names(requirements("test"))
+    assert ".venv/bin/lint-imports" in MAKEFILE
+
+
+def test_help_lists_every_target():
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the `make test` that runs this
+    alone = {name: value for name, value in os.environ.items() if name not in outer}
+    done = subprocess.run(["make"], cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
+    assert re.findall(r"make (\w+)", done.stdout) == list(targets())
+
+
+def test_ci_runs_the_test_command():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111, "not executable"
+    assert script.read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+def readme() -> str:
+    if not README.exists():  # written last; everything below then holds
+        pytest.skip("no README yet")
+    return README.read_text(encoding="utf-8")
+
+
+def test_readme_names_the_two_commands_and_no_unknown_target():
+    named = set(re.findall(r"\bmake ([a-z]+)\b(?=[`\s]*(?:$|#|`|PYTHON))", readme(), re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= set(targets())
+
+
+def test_readme_links_to_files_that_are_there():
+    links = re.findall(r"\]\(([^)\s]+)|(?:src|href)=\"([^\"]+)", readme())
+    local = [link for pair in links for link in pair if link and not re.match(r"[a-z]+:|#", link)]
+    assert [link for link in local if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+def test_the_demos_notebook_is_there():
+    readme()
+    demo = re.search(r"^DEMO := (\S+)$", MAKEFILE, re.MULTILINE)
+    assert demo
+    assert (ROOT / "notebooks" / demo[1]).is_file()
+
+
+# --- style of the whole -----------------------------------------------------------------------------
+
+
+def test_no_path_of_one_machine_and_no_private_index():
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    found = {
+        name: match.group()
+        for name, text in texts().items()
+        if (match := MACHINE_PATH.search(text) or (INDEX.search(text) if name != own else None))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize("folder", ["work", "root", "opt", "home/ann", "Users/ann"])
+def test_a_path_of_one_machine_is_found(folder: str):
+    assert MACHINE_PATH.search(f"open('/{folder}/photo.png')")
+    assert not MACHINE_PATH.search(f"https://example.org/{folder}/photo.png")
+    assert not MACHINE_PATH.search(f"data/{folder}/photo.png")
+
+
+def test_runtime_checks_are_on_unless_switched_off():
+    """The two shapes differ; PyTorch would broadcast them without a word."""
+    if jaxtyping.config.jaxtyping_disable:
+        pytest.skip("JAXTYPING_DISABLE is set")
+    with pytest.raises(jaxtyping.TypeCheckError):
+        objectives.naive_loss(torch.ones(2, 3), torch.ones(1, 3))
+
+
+def test_modules_are_short():
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "psic_core").rglob("*.py")}
+    assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 300} == {}

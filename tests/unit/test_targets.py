@@ -1,0 +1,287 @@
+"""Targets: pictures in [0, 1] go in, unit features and gradients come out, nothing of the target changes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import open_clip
+import pytest
+import torch
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from safetensors.torch import load_file, save_file
+from skimage import data
+from torch import Tensor
+from torchvision.transforms import Compose
+
+from psic_core import targets
+from psic_core.images import to_pil
+from psic_core.targets import LITE_SIZE, Target, lite_classifier, lite_clip_towers, load_target
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Target:
+    return load_target("tiny")
+
+
+@pytest.fixture(scope="module")
+def towers() -> Target:
+    return lite_clip_towers()
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def photo(name: str) -> Tensor:
+    return torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None].float() / 255
+
+
+# --- pictures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (16, 16), (33, 97), (200, 40), (1, 1), (3, 50)])
+def test_any_size_gives_unit_features(size: tuple[int, int], tiny: Target):
+    features = tiny.encode_image(noise(2, 3, *size))
+    assert features.shape == (2, 16)
+    assert torch.allclose(features.norm(dim=1), torch.ones(2))
+
+
+def test_normalisation_is_inside(tiny: Target):
+    x = noise(1, 3, 32, 32)
+    mean = torch.tensor(open_clip.constants.OPENAI_DATASET_MEAN)[:, None, None]
+    std = torch.tensor(open_clip.constants.OPENAI_DATASET_STD)[:, None, None]
+    assert torch.allclose(tiny.preprocess(x), (x - mean) / std, atol=1e-6)
+    direct = tiny.model.encode_image((x - mean) / std)
+    assert torch.allclose(tiny.encode_image(x), direct / direct.norm(dim=1, keepdim=True), atol=1e-5)
+
+
+def test_values_outside_zero_to_one_are_clamped_like_a_saved_picture(tiny: Target):
+    x = 3 * noise(1, 3, 40, 40) - 1
+    assert torch.allclose(tiny.encode_image(x), tiny.encode_image(x.clamp(0, 1)))
+
+
+def test_the_middle_square_is_seen(tiny: Target):
+    wide = noise(1, 3, 32, 64)
+    assert torch.allclose(tiny.encode_image(wide), tiny.encode_image(wide[..., 16:48]))
+    tall = noise(1, 3, 80, 32)
+    assert torch.allclose(tiny.encode_image(tall), tiny.encode_image(tall[..., 24:56, :]))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 100), (20, 26)])
+def test_preprocessing_is_open_clips_own(size: tuple[int, int], tiny: Target):
+    """Pillow works on 8 bits, hence the tolerance: a level is 1/255, divided by a deviation of 0.27."""
+    smooth = torch.nn.functional.interpolate(noise(1, 3, 5, 5), size=size, mode="bicubic").clamp(0, 1)
+    own: Compose = open_clip.transform.image_transform(32, is_train=False, resize_mode="shortest")
+    own.transforms[-1] = torch.nn.Identity()  # its normalisation is tested above
+    levels = tiny.preprocess(smooth) * tiny.std + tiny.mean
+    assert (levels[0] - own(to_pil(smooth))).abs().max() < 3 / 255
+
+
+def test_gradients_reach_every_part_of_the_picture(tiny: Target):
+    x = (0.1 + 0.8 * noise(1, 3, 50, 50)).requires_grad_()
+    tiny.encode_image(x)[0, 0].backward()
+    assert x.grad.isfinite().all()
+    assert (x.grad.abs().sum(1) > 0).float().mean() > 0.95
+
+
+def test_nothing_of_a_target_learns_or_changes_its_mode(tiny: Target):
+    assert not any(p.requires_grad for p in tiny.parameters())
+    torch.nn.ModuleList([tiny]).train()
+    assert not any(module.training for module in tiny.modules())
+    assert not tiny.train().training
+
+
+def test_many_pictures_in_bytes_or_floats_give_the_same(tiny: Target):
+    pictures = (noise(5, 3, 40, 40) * 255).to(torch.uint8)
+    found = tiny.encode_images(pictures, batch_size=2)
+    assert torch.allclose(found, tiny.encode_image(pictures.float() / 255), atol=1e-6)
+    assert torch.allclose(found, tiny.encode_images(pictures.float() / 255), atol=1e-6)
+    assert not found.requires_grad
+
+
+# --- texts ------------------------------------------------------------------------------------------
+
+
+def test_texts_give_unit_features_whatever_the_batch(tiny: Target):
+    texts = [f"number {i} of a few" for i in range(7)]
+    features = tiny.encode_text(texts, batch_size=3)
+    assert features.shape == (7, 16)
+    assert torch.allclose(features.norm(dim=1), torch.ones(7))
+    assert torch.allclose(features[5:6], tiny.encode_text(texts[5:6]), atol=1e-6)
+    assert not features.requires_grad
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("texts", ["a cat", []])
+def test_texts_come_as_a_list(texts: object, tiny: Target):
+    with pytest.raises(ValueError, match="list of at least one text"):
+        tiny.encode_text(texts)
+
+
+def test_the_tiny_target_is_the_same_every_time_and_draws_nothing():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one, two = load_target("tiny"), load_target("tiny")
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+# --- lite-clip --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("chelsea", {"cat"}), ("coffee", {"espresso", "cup", "coffee mug"})])
+def test_the_image_tower_is_imagenets(name: str, wanted: set[str], towers: Target):
+    with torch.no_grad():
+        logits = lite_classifier()(towers.model.visual.trunk(towers.preprocess(photo(name))))
+    (best,) = logits.argmax(1).tolist()
+    assert any(IMAGENET_CLASSNAMES[best].endswith(word) for word in wanted), IMAGENET_CLASSNAMES[best]
+    assert logits.softmax(1).max() > 0.2
+
+
+def test_the_text_tower_knows_what_words_mean(towers: Target):
+    text = towers.model.text
+    tokens = towers.tokenizer(["a dog runs on the grass", "a puppy is running in a meadow", "stock prices fell"])
+    with torch.no_grad():
+        mask = tokens.ne(0).long()
+        pooled = text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask)
+    near, far = torch.cosine_similarity(pooled[0], pooled[1], 0), torch.cosine_similarity(pooled[0], pooled[2], 0)
+    assert near > 0.5
+    assert far < 0.2
+
+
+def test_lite_clips_inputs_are_normalised_as_its_tower_wants(towers: Target):
+    x = torch.tensor([0, 127, 255])[None, :, None, None].expand(1, 3, LITE_SIZE, LITE_SIZE) / 255
+    levels = torch.tensor([-127 / 128, 0, 1])[None, :, None, None]
+    assert (towers.preprocess(x) - levels).abs().max() < 1e-6
+
+
+def test_padding_does_not_change_a_text(towers: Target):
+    short = "a cat"
+    alone = towers.encode_text([short])
+    padded = towers.encode_text([short, "a long caption that has many more words than the first one has"])
+    assert torch.allclose(alone[0], padded[0], atol=1e-5)
+    whole = towers.model.encode_text(towers.tokenizer([short]))  # all 64 places
+    assert torch.allclose(alone[0], whole[0] / whole[0].norm(), atol=1e-5)
+
+
+def test_lite_clip_is_26_million_parameters_and_passes_gradients(towers: Target):
+    assert 25e6 < sum(p.numel() for p in towers.parameters()) < 28e6
+    x = (0.1 + 0.8 * noise(1, 3, 64, 64)).requires_grad_()
+    towers.encode_image(x)[0, 0].backward()
+    assert x.grad.abs().sum() > 0
+
+
+HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
+
+
+def heads(towers: Target) -> dict[str, Tensor]:
+    state = towers.model.state_dict()
+    return {name: torch.full_like(state[name], 0.5) for name in HEADS}
+
+
+def test_heads_are_loaded_from_a_file(towers: Target, tmp_path: Path):
+    path = tmp_path / "heads.safetensors"
+    save_file({name: tensor.half() for name, tensor in heads(towers).items()}, path)
+    target = load_target("lite-clip", path)
+    assert target.name == "lite-clip"
+    assert all((target.model.state_dict()[name] == 0.5).all() for name in HEADS)
+    assert target.model.visual.head.proj.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"visual.head.proj.weight": None}, "visual.head.proj.weight"),
+        ({"backdoor": torch.zeros(1)}, "backdoor"),
+        ({"text.proj.weight": torch.zeros(2, 2)}, "text.proj.weight"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(change: dict, says: str, towers: Target, tmp_path: Path):
+    path = tmp_path / "heads.safetensors"
+    save_file({k: v for k, v in (heads(towers) | change).items() if v is not None}, path)
+    with pytest.raises(ValueError, match=says):
+        load_target("lite-clip", path)
+
+
+def test_a_damaged_heads_file_is_refused(tmp_path: Path):
+    path = tmp_path / "heads.safetensors"
+    path.write_bytes(b"no tensors here")
+    with pytest.raises(ValueError, match="heads.safetensors"):
+        load_target("lite-clip", path)
+
+
+def test_absent_heads_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(targets, "data_dir", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match="lite-clip.safetensors.*psic train-target"):
+        load_target("lite-clip")
+    with pytest.raises(FileNotFoundError, match="mine.safetensors"):
+        load_target("lite-clip", tmp_path / "mine.safetensors")
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "nonsense", "nonsense/openai", "ViT-B-32", "ViT-B-32/", "/openai", "lite1"])
+def test_an_unknown_name_says_which_there_are(name: str):
+    with pytest.raises(ValueError, match="unknown target '.*lite-clip, tiny"):
+        load_target(name)
+
+
+def test_unknown_weights_of_a_known_architecture_are_refused():
+    with pytest.raises(ValueError, match="ViT-B-32/nonsense"):
+        load_target("ViT-B-32/nonsense")
+
+
+@pytest.mark.parametrize("failure", ["hub", "requests", "open_clip"])
+def test_without_a_network_the_papers_target_says_so(failure: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What the libraries raise offline, raised where they would go to the network."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from requests import ConnectionError
+
+    errors = {
+        "hub": LocalEntryNotFoundError("cannot find the requested files in the local cache"),
+        "requests": ConnectionError("no route to host"),
+        "open_clip": RuntimeError("Failed initial validation"),
+    }
+
+    def offline(*_: object, **__: object) -> None:
+        raise errors[failure]
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
+    with pytest.raises(FileNotFoundError, match="weights of ViT-B-32/openai are neither cached nor reachable"):
+        load_target("ViT-B-32/openai")
+
+
+def test_any_open_clip_model_is_wrapped_with_its_own_preprocessing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """SigLIP-style normalisation and size come from the pretrained tag; the weights here are random."""
+    model = open_clip.create_model("RN50", pretrained=None)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(tmp_path / "model.safetensors"))
+    target = load_target("RN50/openai")
+    assert (target.size, target.name) == (224, "RN50/openai")
+    assert torch.allclose(target.mean.flatten(), torch.tensor(open_clip.constants.OPENAI_DATASET_MEAN))
+    assert not any(p.requires_grad for p in target.parameters())
+    assert target.encode_text(["a cat"]).shape == (1, 1024)
+
+
+@pytest.mark.skipif(
+    not (targets.data_dir() / "checkpoints" / "lite-clip.safetensors").is_file(), reason="no lite-clip heads yet"
+)
+def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
+    target = load_target()
+    assert set(load_file(targets.data_dir() / "checkpoints" / "lite-clip.safetensors")) == set(HEADS)
+    texts = target.encode_text(["a photo of a cat", "a cup of coffee", "an astronaut", "a rocket"])
+    for index, name in enumerate(("chelsea", "coffee", "astronaut", "rocket")):
+        with torch.no_grad():
+            scores = target.encode_image(photo(name)) @ texts.T
+        assert int(scores.argmax()) == index, name

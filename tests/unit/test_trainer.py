@@ -1,0 +1,546 @@
+"""The trainer: exact resume, what each stage may change, whose turn it is, and that losses fall."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from psic_core import bitstream, keys, trainer
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig, TrainConfig
+from psic_core.pairs import Pairs
+from psic_core.targets import Target, load_target
+from psic_core.trainer import Trainer, write_log
+
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
+STAGES = [("plain", "plain"), ("one", "psic"), ("two", "psic"), ("two", "plain")]
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return load_target("tiny")
+
+
+@pytest.fixture(scope="module")
+def pairs(target: Target) -> Pairs:
+    """Twelve smooth pictures with two captions each; pictures 0 and 1 share all their words."""
+    rng = torch.Generator().manual_seed(0)
+    coarse = torch.rand(12, 3, 6, 6, generator=rng)
+    pictures = (functional.interpolate(coarse, size=(96, 96), mode="bilinear") * 255).to(torch.uint8)
+    captions = [(f"picture number {max(i, 1)}", f"this is {max(i, 1)} again") for i in range(12)]
+    return Pairs(pictures, captions).with_features(target)
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def tiny(kind: str = "psic", seed: int = 0, config: CodecConfig = TINY) -> PSIC:
+    torch.manual_seed(seed)
+    model = PSIC.build(config)
+    model.kind = kind
+    return model
+
+
+def lively(seed: int = 0) -> PSIC:
+    """A PSIC whose triggers already answer and whose latents are not all zero."""
+    model = tiny(seed=seed)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for trigger in model.g_s.triggers:
+            trigger.w_d.weight.copy_(0.3 * torch.randn(trigger.w_d.weight.shape, generator=rng))
+        model.backbone.g_a[-1].weight.mul_(20)
+    return model
+
+
+def fast(stage: str, **options: object) -> TrainConfig:
+    return replace(TrainConfig(stage=stage, learning_rate=1e-2, **options).fast())
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def differences(one: dict[str, Tensor], two: dict[str, Tensor]) -> set[str]:
+    assert one.keys() == two.keys()
+    return {name for name in one if not torch.equal(one[name], two[name])}
+
+
+def log_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- resume -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "kind"), STAGES)
+def test_resumed_training_equals_uninterrupted_training(
+    stage: str, kind: str, target: Target, pairs: Pairs, tmp_path: Path
+):
+    whole = tiny(kind)
+    rows = Trainer(whole, pairs, fast(stage), target).fit()
+    Trainer(tiny(kind), pairs, fast(stage), target, tmp_path).fit(5)
+    model = tiny(kind)
+    resumed = Trainer(model, pairs, fast(stage), target, tmp_path).fit()
+    assert differences(weights(whole), weights(model)) == set()
+    assert [r["step"] for r in resumed] == [5, 6, 7]
+    numbers = ("loss", "psnr", "bpp", "grad_norm", "l_uc")
+    assert [[r.get(k) for k in numbers] for r in resumed] == [[r.get(k) for k in numbers] for r in rows[5:]]
+
+
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_a_run_that_was_killed_goes_on_from_its_last_state(
+    stage: str, target: Target, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = tiny()
+    Trainer(whole, pairs, fast(stage), target).fit()
+    killed = Trainer(tiny(), pairs, fast(stage), target, tmp_path)
+    step = killed.train_step
+    monkeypatch.setattr(killed, "train_step", lambda: step() if killed.step < 6 else pytest.exit("killed"))
+    with pytest.raises(pytest.exit.Exception):
+        killed.fit()
+    assert [int(row["step"]) for row in log_of(tmp_path)] == [0, 1, 2, 3]  # save_every is 4
+    model = tiny()
+    rows = Trainer(model, pairs, fast(stage), target, tmp_path).fit()
+    assert [row["step"] for row in rows] == [4, 5, 6, 7]
+    assert differences(weights(whole), weights(model)) == set()
+
+
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_the_state_on_disk_is_enough_to_go_on(stage: str, target: Target, pairs: Pairs, tmp_path: Path):
+    """Whatever weights the resuming process starts from, they are replaced: the cached latents too."""
+    whole = lively()
+    Trainer(whole, pairs, fast(stage), target).fit()
+    Trainer(lively(), pairs, fast(stage), target, tmp_path).fit(5)
+    other = lively(seed=9)
+    Trainer(other, pairs, fast(stage), target, tmp_path).fit()
+    assert differences(weights(whole), weights(other)) == set()
+
+
+def test_coding_a_picture_between_two_calls_does_not_spoil_the_state(
+    target: Target, pairs: Pairs, tmp_path: Path
+):
+    first = Trainer(tiny(), pairs, fast("two"), target, tmp_path)
+    first.fit(3)
+    first.model.compress(pairs.pictures[:1] / 255)  # builds the entropy coder's tables
+    first.fit(2)
+    model = tiny()
+    Trainer(model, pairs, fast("two"), target, tmp_path).fit()
+    whole = tiny()
+    Trainer(whole, pairs, fast("two"), target).fit()
+    learned = {name for name, _ in whole.named_parameters()}
+    assert differences(weights(whole), weights(model)) & learned == set()
+
+
+def test_two_calls_of_fit_equal_one(target: Target, pairs: Pairs, tmp_path: Path):
+    whole, parts = tiny(), tiny()
+    Trainer(whole, pairs, fast("one"), target).fit()
+    in_parts = Trainer(parts, pairs, fast("one"), target, tmp_path)
+    rows = in_parts.fit(3) + in_parts.fit(2) + in_parts.fit() + in_parts.fit()
+    assert [row["step"] for row in rows] == list(range(8))
+    assert [int(row["step"]) for row in log_of(tmp_path)] == list(range(8))
+    assert differences(weights(whole), weights(parts)) == set()
+
+
+def test_another_seed_is_another_run(target: Target, pairs: Pairs):
+    one, two = tiny(), tiny()
+    Trainer(one, pairs, fast("one"), target).fit(3)
+    Trainer(two, pairs, fast("one", seed=1), target).fit(3)
+    assert differences(weights(one), weights(two))
+
+
+def test_what_the_global_generator_did_before_does_not_count(target: Target, pairs: Pairs):
+    one, two = tiny(), tiny()
+    Trainer(one, pairs, fast("one"), target).fit(3)
+    torch.manual_seed(77)
+    Trainer(two, pairs, fast("one"), target).fit(3)
+    assert differences(weights(one), weights(two)) == set()
+
+
+# --- the log ----------------------------------------------------------------------------------------
+
+
+def test_the_log_has_every_step_once_with_its_columns(target: Target, pairs: Pairs, tmp_path: Path):
+    config = replace(fast("one"), steps=7)
+    Trainer(tiny(), pairs, config, target, tmp_path).fit(5)
+    Trainer(tiny(), pairs, config, target, tmp_path).fit()
+    rows = log_of(tmp_path)
+    assert [int(row["step"]) for row in rows] == list(range(7))
+    assert [row["objective"] for row in rows] == ["full", "protected"] * 3 + ["full"]
+    columns = {"step", "objective", "loss", "bpp", "psnr", "grad_norm", "seconds", "l_uc", "cos_own",
+               "distinct_targets", "pull_uc", "pull_mse"}  # fmt: skip
+    assert set(rows[0]) == columns
+    assert all(row["loss"] and row["bpp"] and row["psnr"] for row in rows)
+    assert [bool(row["l_uc"]) for row in rows] == [False, True] * 3 + [False]
+    assert [i for i, row in enumerate(rows) if row["pull_uc"]] == [1]  # every twentieth step
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+
+
+def test_a_log_keeps_old_columns_and_drops_rows_that_are_done_again(tmp_path: Path):
+    path = tmp_path / "log.csv"
+    write_log(path, [{"step": i, "old": 0.123456789} for i in range(4)])
+    write_log(path, [{"step": i, "new": "x"} for i in range(2, 5)])
+    rows = log_of(tmp_path)
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["old"] for row in rows] == ["0.12346", "0.12346", "", "", ""]
+    assert [row["new"] for row in rows] == ["", "", "x", "x", "x"]
+
+
+# --- what a stage may change ------------------------------------------------------------------------
+
+
+def test_stage_two_leaves_streams_and_gives_old_files_the_new_protection(target: Target, pairs: Pairs):
+    model = lively()
+    x = pairs.pictures[3:4] / 255
+    before, fingerprint, start = model.compress(x), model.fingerprint(), weights(model)
+    protected, full = model.decompress_tensor(before), model.decompress_tensor(before, "psic course")
+    Trainer(model, pairs, fast("two"), target).fit()
+    assert model.compress(x) == before
+    assert model.fingerprint() == fingerprint
+    changed = differences(start, weights(model))
+    assert changed
+    assert all(name.startswith("g_s.") for name in changed)
+    assert any(name.startswith("g_s.stages.") for name in changed)
+    assert any(name.startswith("g_s.triggers.") for name in changed)
+    assert not torch.equal(model.decompress_tensor(before), protected)
+    assert not torch.equal(model.decompress_tensor(before, "psic course"), full)
+
+
+def test_stage_one_trains_encoder_entropy_model_decoder_and_triggers(target: Target, pairs: Pairs):
+    model = lively()
+    start, fingerprint = weights(model), model.fingerprint()
+    Trainer(model, pairs, fast("one"), target).fit()
+    learned = {name for name, _ in model.named_parameters()}
+    assert learned - differences(start, weights(model)) == set()
+    assert model.fingerprint() != fingerprint
+
+
+@pytest.mark.parametrize("stage", ["plain", "one", "two"])
+def test_a_plain_model_never_touches_its_triggers(stage: str, target: Target, pairs: Pairs):
+    model = tiny("plain")
+    start = weights(model)
+    rows = Trainer(model, pairs, fast(stage), target).fit()
+    changed = differences(start, weights(model))
+    assert not any("triggers" in name for name in changed)
+    assert any(name.startswith("g_s.stages.") for name in changed)
+    assert {row["objective"] for row in rows} == {"full"}
+    assert any(name.startswith("backbone.") for name in changed) == (stage != "two")
+
+
+def test_a_plain_model_needs_no_target_and_no_captions(pairs: Pairs):
+    bare = Pairs(pairs.pictures, [()] * len(pairs))
+    assert len(Trainer(tiny("plain"), bare, fast("one")).fit(2)) == 2
+
+
+def test_the_target_stays_as_it_is(target: Target, pairs: Pairs):
+    start = weights(target)
+    Trainer(tiny(), pairs, fast("one"), target).fit(4)
+    assert differences(start, weights(target)) == set()
+    assert not any(module.training for module in target.model.modules())
+    assert all(p.grad is None for p in target.parameters())
+
+
+def test_a_trained_model_is_left_ready_for_coding(target: Target, pairs: Pairs):
+    model = tiny()
+    Trainer(model, pairs, fast("one"), target).fit()
+    x = pairs.pictures[:1] / 255
+    assert model.decompress_tensor(model.compress(x)).shape == x.shape
+
+
+# --- alternation and optimisers ---------------------------------------------------------------------
+
+
+def steps_of(run: Trainer) -> dict[str, set[int]]:
+    return {
+        name: {int(state["step"]) for state in optimiser.state_dict()["state"].values()}
+        for name, optimiser in run.optimisers.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("schedule", "order", "counts"),
+    [
+        ("alternate", "fpfpfpfp", {"full": {4}, "protected": {4}}),
+        ("sessions", "fppfppfp", {"full": {3}, "protected": {5}}),  # an epoch is 12 // 4 = 3 steps
+        ("mixed", "mmmmmmmm", {"full": {8}, "protected": set()}),
+    ],
+)
+def test_whose_turn_it_is_and_whose_optimiser_counts(
+    schedule: str, order: str, counts: dict[str, set[int]], target: Target, pairs: Pairs
+):
+    run = Trainer(lively(), pairs, fast("one", schedule=schedule), target)
+    rows = run.fit()
+    assert "".join(str(row["objective"])[0] for row in rows) == order
+    assert steps_of(run) == counts
+
+
+def test_each_objective_has_moments_of_its_own(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("two"), target)
+    run.fit()
+    one, two = (run.optimisers[name].state_dict()["state"] for name in ("full", "protected"))
+    assert one.keys() == two.keys()
+    assert not any(torch.equal(one[i]["exp_avg_sq"], two[i]["exp_avg_sq"]) for i in one)
+
+
+def test_mixed_logs_both_objectives(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("two", schedule="mixed"), target)
+    (row,) = run.fit(1)
+    batch = Trainer(lively(), pairs, fast("two"), target)._batch()
+    _, full = Trainer(lively(), pairs, fast("two"), target).loss_full(batch)
+    assert row["psnr_full"] == pytest.approx(full["psnr"])
+    assert row["psnr_protected"] != pytest.approx(full["psnr"])
+
+
+def test_an_epoch_shows_every_picture_once(target: Target, pairs: Pairs):
+    run = Trainer(tiny(), pairs, fast("one"), target)
+    for epoch in range(3):
+        seen = torch.cat([run._indices(3 * epoch + i) for i in range(3)])
+        assert Counter(seen.tolist()) == Counter(range(12))
+    assert not torch.equal(run._indices(0), run._indices(3))
+
+
+def test_the_learning_rate_warms_up_and_ends_at_its_end(target: Target, pairs: Pairs):
+    config = TrainConfig(stage="one", steps=200, warmup=20, learning_rate=1e-3, final_learning_rate=1e-5,
+                         crop=64, batch_size=4)  # fmt: skip
+    run = Trainer(tiny(), pairs, config, target)
+    rates = [run.learning_rate(step) for step in range(201)]
+    assert rates[0] == pytest.approx(1e-3 / 20)
+    assert rates[19] == pytest.approx(1e-3)
+    assert rates[20] == pytest.approx(1e-3)
+    assert rates[110] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rates[200] == pytest.approx(1e-5)
+    assert rates[199] < 1.1e-5
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_the_optimiser_uses_the_schedule(target: Target, pairs: Pairs):
+    run = Trainer(tiny(), pairs, fast("one"), target)
+    run.fit(6)
+    used = {name: optimiser.param_groups[0]["lr"] for name, optimiser in run.optimisers.items()}
+    assert used == {"full": run.learning_rate(4), "protected": run.learning_rate(5)}
+
+
+# --- what a batch is --------------------------------------------------------------------------------
+
+
+def window_of(picture: Tensor, crop: Tensor) -> tuple[int, int]:
+    """Where a crop was taken, by search."""
+    side = crop.shape[-1]
+    spots = range(picture.shape[-1] - side + 1)
+    return next((t, e) for t in spots for e in spots if torch.equal(picture[:, t : t + side, e : e + side], crop))
+
+
+def test_cached_latents_are_those_of_real_files(target: Target, pairs: Pairs):
+    model = lively()
+    run = Trainer(model, pairs, fast("two"), target)
+    for i in (0, 5, 11):
+        stream = bitstream.unpack(model.compress(pairs.pictures[i : i + 1] / 255))
+        assert torch.equal(run.latents[i : i + 1].float(), model.latents(stream))
+    assert len(run.latents.unique()) > 10  # not merely zeros
+    assert run.latents.dtype == torch.int16
+
+
+def test_latents_that_are_no_whole_numbers_are_cached_as_they_are(target: Target, pairs: Pairs):
+    model = tiny(config=replace(TINY, architecture="mbt2018-mean"))
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(20)
+    run = Trainer(model, pairs, fast("two"), target)
+    stream = bitstream.unpack(model.compress(pairs.pictures[2:3] / 255))
+    assert run.latents.is_floating_point()
+    assert torch.allclose(run.latents[2:3], model.latents(stream), atol=1e-4)
+
+
+def test_a_window_of_latents_belongs_to_its_window_of_the_picture(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("two"), target)
+    found = set()
+    for run.step in range(6):
+        batch = run._batch()
+        assert batch.x.shape == (4, 3, 64, 64)
+        assert batch.y_hat.shape == (4, 12, 4, 4)
+        top, left = window_of(pairs.pictures[batch.index[0]] / 255, batch.x[0])
+        assert top % 16 == left % 16 == 0
+        t, e = top // 16, left // 16
+        assert torch.equal(batch.y_hat, run.latents[batch.index, :, t : t + 4, e : e + 4].float())
+        found.add((top, left))
+    assert len(found) > 2
+
+
+def test_wrong_conditions_are_none_or_random_directions_and_never_the_secret(target: Target, pairs: Pairs):
+    run = Trainer(tiny(), pairs, fast("one"), target)
+    secret = keys.condition(run.model.secret, 16)
+    seen = []
+    for run.step in range(40):
+        seen.append(run.wrong_conditions(run._batch()))
+    beta = torch.cat(seen)
+    norms = beta.norm(dim=1)
+    none = norms == 0
+    assert torch.allclose(norms[~none], torch.ones(int((~none).sum())))
+    assert 0.35 < none.float().mean() < 0.65
+    assert (beta @ secret).max() < 0.9
+    assert len(beta[~none].unique(dim=0)) == int((~none).sum())
+
+
+def test_full_is_decoded_with_the_secret_and_protected_without(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("two"), target)
+    seen = []
+    run.model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    run.fit(2)
+    assert torch.equal(seen[0], keys.condition(run.model.secret, 16))
+    assert seen[1].shape == (4, 16)
+
+
+# --- the attack -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Every call of Eq. 5 to 8, with its answer."""
+    calls, real = [], trainer.evidence.targets
+
+    def spy(image: Tensor, text: Tensor, mask: Tensor, *args: object, **options: object) -> Tensor:
+        answer = real(image, text, mask, *args, **options)
+        calls.append({"image": image, "text": text, "mask": mask, "answer": answer, "args": args} | options)
+        return answer
+
+    monkeypatch.setattr(trainer.evidence, "targets", spy)
+    return calls
+
+
+def test_targets_come_from_clean_cached_features_with_the_batch_first(
+    target: Target, pairs: Pairs, asked: list[dict]
+):
+    run = Trainer(lively(), pairs, replace(fast("one", s=0.2, tau=0.5, center=True), pool=9), target)
+    for run.step in (1, 3, 5):
+        batch = run._batch()
+        run.loss_protected(batch)
+        call = asked[-1]
+        assert call["image"].shape == call["text"].shape == (9, 16)
+        assert torch.equal(call["image"][:4], pairs.image_features[batch.index])
+        own = (call["text"][:4, None] == pairs.text_features[batch.index]).all(2).any(1)
+        assert own.all()  # row i is one of the captions of picture i
+        assert len(call["image"].unique(dim=0)) == 9  # no picture twice
+        assert call["mask"].diagonal().all()
+        assert not call["mask"][torch.arange(9), call["answer"]].any()
+        assert (call["args"], call["center"]) == ((0.2, 0.5), True)
+
+
+def test_equal_captions_of_other_pictures_are_masked(target: Target, pairs: Pairs, asked: list[dict]):
+    run = Trainer(lively(), pairs, replace(fast("one"), pool=12), target)
+    pooled = 0
+    for run.step in range(1, 12, 2):
+        run.loss_protected(run._batch())
+        twins = [int((asked[-1]["image"] == pairs.image_features[i]).all(1).nonzero()) for i in (0, 1)]
+        equal = torch.equal(asked[-1]["text"][twins[0]], asked[-1]["text"][twins[1]])
+        assert bool(asked[-1]["mask"][twins[0], twins[1]]) == equal
+        pooled += equal
+    assert 0 < pooled < 6  # both cases were seen
+
+
+def test_a_small_pool_is_the_batch_and_a_large_one_all_pairs(target: Target, pairs: Pairs, asked: list[dict]):
+    for pool, size in ((1, 4), (500, 12)):
+        run = Trainer(lively(), pairs, replace(fast("one"), pool=pool), target)
+        run.loss_protected(run._batch())
+        assert len(asked[-1]["text"]) == size
+
+
+def test_the_attack_reaches_decoder_and_triggers_but_not_the_target(target: Target, pairs: Pairs):
+    model = lively()
+    run = Trainer(model, pairs, fast("two", mu=0.0), target)
+    loss, row = run.loss_protected(run._batch())
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0035 * 50 * row["l_uc"], rel=1e-5)  # nothing else in it: mu is 0
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {name for name in moved if not name.startswith("g_s.")} == set()
+    assert any("triggers" in name and "mlp.0" in name for name in moved)
+    assert any("stages" in name for name in moved)
+    assert all(p.grad is None for p in target.parameters())
+
+
+def test_the_loss_is_the_sum_of_its_logged_parts(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("one", mu=0.5, gamma=20.0, fidelity=30.0), target)
+    batch = run._batch()
+    loss, row = run.loss_protected(batch)
+    distortion = 0.0035 * 0.5 * 255**2 * 10 ** (-row["psnr"] / 10)
+    assert loss.item() == pytest.approx(distortion + row["bpp"] + 0.0035 * 20 * row["l_uc"], rel=1e-4)
+    assert row["loss"] == pytest.approx(loss.item())
+    loss, row = run.loss_full(batch)
+    distortion = 0.0035 * 255**2 * 10 ** (-row["psnr"] / 10)
+    assert loss.item() == pytest.approx(distortion + row["bpp"] + 0.0035 * 30 * row["drift"], rel=1e-4)
+    assert row["loss"] == pytest.approx(loss.item())
+
+
+def test_the_naive_objective_logs_the_similarity_that_it_lowers(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("two", objective="naive", mu=0.0), target)
+    loss, row = run.loss_protected(run._batch())
+    assert loss.item() == pytest.approx(0.0035 * 50 * row["cos_own"], rel=1e-4)
+    assert "l_uc" not in row
+
+
+# --- it learns --------------------------------------------------------------------------------------
+
+
+def test_rate_and_distortion_fall(pairs: Pairs):
+    config = replace(fast("plain"), steps=30)
+    losses = [row["loss"] for row in Trainer(tiny("plain"), pairs, config).fit()]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_stage_two_lowers_the_attack_loss(target: Target, pairs: Pairs):
+    model = tiny()
+    config = replace(fast("two", gamma=2000.0), steps=40)
+    rows = [row for row in Trainer(model, pairs, config, target).fit() if row["objective"] == "protected"]
+    losses = [row["l_uc"] for row in rows]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+def test_an_attack_needs_a_target_and_features(target: Target, pairs: Pairs):
+    with pytest.raises(ValueError, match="stage one attacks a target"):
+        Trainer(tiny(), pairs, fast("one"))
+    with pytest.raises(ValueError, match="with_features"):
+        Trainer(tiny(), Pairs(pairs.pictures, pairs.captions), fast("two"), target)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("stage", "change", "says"),
+    [
+        ("one", {"crop": 128}, r"crop 128.*\(96, 96\)"),
+        ("two", {"crop": 72}, "crop 72.*16"),
+        ("one", {"batch_size": 13}, "12 pictures.*batch of 13"),
+        ("one", {"steps": 0}, "steps.*0"),
+        ("one", {"batch_size": 0}, "batch_size.*0"),
+        ("three", {}, "stage.*three"),
+        ("one", {"schedule": "alternating"}, "schedule.*alternating"),
+        ("one", {"objective": "uae"}, "objective.*uae"),
+        ("one", {"save_every": 0}, "save_every.*0"),
+        ("one", {"direction": "t2i"}, "direction.*t2i"),
+    ],
+)
+def test_errors_name_the_value(stage: str, change: dict, says: str, target: Target, pairs: Pairs):
+    with pytest.raises(ValueError, match=says):
+        Trainer(tiny(), pairs, replace(fast("one"), stage=stage, **change), target)
+
+
+def test_a_model_without_its_secret_cannot_learn_the_full_version(target: Target, pairs: Pairs):
+    model = tiny()
+    model.secret = None
+    with pytest.raises(ValueError, match="does not hold its secret"):
+        Trainer(model, pairs, fast("one"), target).fit(1)

@@ -1,0 +1,199 @@
+"""The conditional latent trigger generator: where it stands, what it adds, what it leaves alone."""
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+from compressai.registry import MODELS
+from torch import Tensor, nn
+
+from psic_core.triggers import CLTG, ConditionalSynthesis, split_stages
+
+LATENT = torch.zeros(1, 12, 4, 4)
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def awake(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every trigger random weights, as training would."""
+    torch.manual_seed(seed)
+    for trigger in module.modules():
+        if isinstance(trigger, CLTG):
+            nn.init.normal_(trigger.w_d.weight)
+            nn.init.normal_(trigger.w_d.bias)
+    return module
+
+
+def synthesis(seed: int = 0) -> tuple[nn.Sequential, ConditionalSynthesis]:
+    torch.manual_seed(seed)
+    g_s = MODELS["bmshj2018-hyperprior"](8, 12).g_s
+    return g_s, ConditionalSynthesis(*split_stages(g_s, LATENT), dim=16, hidden=8)
+
+
+def betas(batch: int = 3, dim: int = 16) -> Tensor:
+    return torch.randn(batch, dim, generator=torch.Generator().manual_seed(9))
+
+
+# --- stages ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "channels"),
+    [
+        ("bmshj2018-factorized", (8, 12), [12, 8, 8, 8]),
+        ("bmshj2018-factorized-relu", (8, 12), [12, 8, 8, 8]),
+        ("bmshj2018-hyperprior", (8, 12), [12, 8, 8, 8]),
+        ("mbt2018-mean", (8, 12), [12, 8, 8, 8]),
+        ("mbt2018", (8, 12), [12, 8, 8, 8]),
+        ("cheng2020-anchor", (8,), [8, 8, 8, 8, 8]),  # a residual block stands before the first up-sampling
+        ("cheng2020-attn", (8,), [8, 8, 8, 8, 8]),
+    ],
+)
+def test_stages_begin_where_the_picture_grows(architecture: str, sizes: tuple, channels: list[int]):
+    torch.manual_seed(1)
+    g_s = MODELS[architecture](*sizes).g_s
+    latent = torch.randn(1, channels[0], 3, 2)
+    stages, entering = split_stages(g_s, latent)
+    assert entering == channels
+    assert [layer for stage in stages for layer in stage] == list(g_s)
+    x, growth = latent, []
+    with torch.no_grad():
+        for stage, count in zip(stages, entering, strict=True):
+            assert x.shape[1] == count
+            out = stage(x)
+            growth.append(out.shape[-1] // x.shape[-1])
+            x = out
+        assert torch.equal(x, g_s(latent))
+    assert growth[-4:] == [2, 2, 2, 2]
+    assert growth[:-4] == [1] * (len(stages) - 4)
+
+
+def test_stages_share_the_weights_of_g_s():
+    g_s, decoder = synthesis()
+    assert {id(p) for p in decoder.stages.parameters()} == {id(p) for p in g_s.parameters()}
+
+
+@pytest.mark.parametrize("g_s", [nn.Conv2d(12, 3, 1), nn.ModuleList([nn.Conv2d(12, 3, 1)])])
+def test_synthesis_that_is_no_sequence_is_refused(g_s: nn.Module, unchecked_shapes: None):
+    with pytest.raises(ValueError, match=f"{type(g_s).__name__}.*nn.Sequential"):
+        split_stages(g_s, LATENT)
+
+
+@pytest.mark.parametrize(
+    "layers", [[], [nn.Conv2d(12, 3, 1)], [nn.Conv2d(12, 3, 3, stride=2), nn.Upsample(scale_factor=2)]]
+)
+def test_synthesis_that_never_grows_is_refused(layers: list[nn.Module]):
+    with pytest.raises(ValueError, match=r"\(1, 12, 4, 4\).*no up-sampling"):
+        split_stages(nn.Sequential(*layers), LATENT)
+
+
+# --- one trigger -----------------------------------------------------------------------------------
+
+
+def test_fresh_trigger_adds_exactly_nothing():
+    out = CLTG(16, 5, hidden=8)(betas())
+    assert out.shape == (3, 5, 1, 1)
+    assert not out.any()
+
+
+def test_trigger_is_the_printed_formula():
+    trigger = awake(CLTG(16, 5, hidden=8))
+    one, _, two, _ = trigger.mlp
+    hidden = (betas() @ one.weight.T + one.bias).clamp(min=0)
+    hidden = (hidden @ two.weight.T + two.bias).clamp(min=0)
+    expected = hidden @ trigger.w_d.weight.T + trigger.w_d.bias
+    assert torch.allclose(trigger(betas())[:, :, 0, 0], expected, atol=1e-5)
+
+
+def test_trigger_depends_on_its_own_condition_only():
+    trigger = awake(CLTG(16, 5))
+    together, alone = trigger(betas()), trigger(betas()[1:2])
+    assert torch.allclose(together[1:2], alone, atol=1e-6)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+# --- conditional synthesis -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [torch.zeros(3, 16), betas(), 1e3 * betas()])
+def test_fresh_synthesis_is_the_backbone_bit_for_bit(beta: Tensor):
+    g_s, decoder = synthesis()
+    y_hat = torch.randn(3, 12, 4, 5).round()
+    expected = g_s(y_hat)
+    assert torch.equal(decoder(y_hat, beta), expected)
+    assert torch.equal(decoder.plain(y_hat), expected)
+
+
+def test_each_stage_gets_its_trigger_as_a_constant_over_the_plane():
+    _, decoder = synthesis()
+    awake(decoder)
+    seen: list[Tensor] = []
+    for stage in decoder.stages:
+        stage.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    y_hat, beta = torch.randn(3, 12, 4, 5), betas()
+    decoder(y_hat, beta)
+    x = y_hat
+    for got, trigger, stage in zip(list(seen), decoder.triggers, decoder.stages, strict=True):
+        added = got - x
+        assert torch.allclose(added, trigger(beta).expand_as(x), atol=1e-4)
+        assert added.std((2, 3)).max() < 1e-5
+        x = nn.Sequential(*stage)(got)  # a copy without the hook
+
+
+def test_plain_synthesis_leaves_the_triggers_out():
+    g_s, decoder = synthesis()
+    awake(decoder)
+    y_hat = torch.randn(3, 12, 4, 5)
+    assert torch.equal(decoder.plain(y_hat), g_s(y_hat))
+    assert not torch.allclose(decoder(y_hat, betas()), g_s(y_hat), atol=1e-3)
+
+
+def test_two_conditions_decode_to_two_pictures():
+    _, decoder = synthesis()
+    awake(decoder)
+    y_hat = torch.randn(1, 12, 4, 5).expand(3, -1, -1, -1)
+    one, two, three = decoder(y_hat, betas())
+    assert not torch.allclose(one, two, atol=1e-3)
+    assert not torch.allclose(two, three, atol=1e-3)
+    again = decoder(y_hat[:1], betas()[2:])
+    assert torch.allclose(again[0], three, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_gradient_of_a_trigger_reaches_only_its_own_module(index: int):
+    _, decoder = synthesis()
+    awake(decoder)
+    decoder.triggers[index](betas()).square().sum().backward()
+    reached = {name for name, p in decoder.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {n for n, _ in decoder.named_parameters() if n.startswith(f"triggers.{index}.")}
+
+
+def test_triggers_share_nothing():
+    _, decoder = synthesis()
+    parameters = list(decoder.parameters())
+    assert len({p.data_ptr() for p in parameters}) == len(parameters)
+
+
+def test_a_fresh_trigger_can_be_trained():
+    _, decoder = synthesis()
+    decoder(torch.randn(3, 12, 4, 5), betas()).square().mean().backward()
+    for trigger in decoder.triggers:
+        assert trigger.w_d.weight.grad.any()  # zero weights stop the gradient behind them, not their own
+        assert trigger.w_d.bias.grad.any()
+
+
+def test_conditions_must_match_the_batch(unchecked_shapes: None):
+    _, decoder = synthesis()
+    awake(decoder)
+    with pytest.raises(RuntimeError):
+        decoder(torch.randn(2, 12, 4, 5), betas(3))
+    with pytest.raises(RuntimeError):
+        decoder(torch.randn(3, 12, 4, 5), betas(3, dim=15))

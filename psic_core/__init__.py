@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["PSIC", "BitstreamError", "load_checkpoint", "load_target"]
 __version__ = "0.1.0"
 
-_HOMES = {"PSIC": "codec", "BitstreamError": "bitstream", "load_checkpoint": "checkpoints", "load_target": "targets"}
+_HOMES = {
+    "PSIC": "codec",
+    "BitstreamError": "bitstream",
+    "load_checkpoint": "checkpoints",
+    "load_target": "targets",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,11 @@ DERIVED = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 
 
 def save_checkpoint(
-    model: PSIC, path: str | Path, card: dict[str, Any] | None = None, half: bool = False, publish_secret: bool = False
+    model: PSIC,
+    path: str | Path,
+    card: dict[str, Any] | None = None,
+    half: bool = False,
+    publish_secret: bool = False,
 ) -> None:
     """Write a model.
 

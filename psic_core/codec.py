@@ -45,9 +45,7 @@ class PSIC(nn.Module):
         secret: The model's 16-byte secret; ``None`` where only the owner has it.
     """
 
-    def __init__(
-        self, backbone: CompressionModel, config: CodecConfig, secret: bytes | None = None
-    ) -> None:
+    def __init__(self, backbone: CompressionModel, config: CodecConfig, secret: bytes | None = None) -> None:
         super().__init__()
         self.config = config
         self.secret = secret
@@ -119,7 +117,9 @@ class PSIC(nn.Module):
             ValueError: This copy of the model does not hold its secret.
         """
         if self.secret is None:
-            raise ValueError("this model does not hold its secret; set model.secret = psic_core.keys.secret(passphrase)")
+            raise ValueError(
+                "this model does not hold its secret; set model.secret = psic_core.keys.secret(passphrase)"
+            )
         device = next(self.parameters()).device
         return keys.condition(self.secret, self.config.dim).to(device)
 
@@ -129,7 +129,9 @@ class PSIC(nn.Module):
 
     # --- real files -------------------------------------------------------------------------------------
 
-    def compress(self, image: Image.Image | Float[Tensor, "1 3 height width"], keyword: str | None = None) -> bytes:
+    def compress(
+        self, image: Image.Image | Float[Tensor, "*batch 3 height width"], keyword: str | None = None
+    ) -> bytes:
         """Encode one picture of any size to a ``.psic`` file.
 
         Args:

@@ -23,9 +23,10 @@ from psic_core.versions import VERSIONS, code_versions
 
 DATASETS = ("scenes", "flickr8k", "celeba", "imagenet", "photos")
 NULLS = ("protected", "full", "jpeg", "noise", "wrong_key")  # the rows of every ASR table
-TASKS = ("t2i", "i2t", "t2i_single", "classification", "attributes")
-PHOTO_CLASSES = ("person", "child", "dog", "cat", "bird", "horse", "car", "boat", "airplane", "food", "cup of coffee",
-                 "flower", "tree", "building", "street", "beach", "mountain", "rocket", "astronaut", "furniture")  # fmt: skip
+PHOTO_CLASSES = tuple(
+    "person,child,dog,cat,bird,horse,car,boat,airplane,food,cup of coffee,flower,tree,building,street,beach,"
+    "mountain,rocket,astronaut,furniture".split(",")
+)
 
 
 @dataclass

@@ -56,9 +56,7 @@ def evidence(cos: Float[Tensor, " *shape"], s: float = 0.07, tau: float = 1.0) -
     return torch.exp(squashed / tau)
 
 
-def bidirectional(
-    e: Float[Tensor, "k k"], row_only: bool = False, center: bool = False
-) -> Float[Tensor, "k k"]:
+def bidirectional(e: Float[Tensor, "k k"], row_only: bool = False, center: bool = False) -> Float[Tensor, "k k"]:
     """Evidence of both directions combined, Eq. 6: ``b_in = e_in + e_ni``, so ``B = E + E^T``.
 
     Args:

@@ -42,7 +42,11 @@ def strip(pictures: Mapping[str, Image.Image], notes: Mapping[str, str] | None =
     widths = [p.width / p.height for p in pictures.values()]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(pictures), figsize=(height * sum(widths) + 0.2, height + 0.7), width_ratios=widths, squeeze=False
+            1,
+            len(pictures),
+            figsize=(height * sum(widths) + 0.2, height + 0.7),
+            width_ratios=widths,
+            squeeze=False,
         )
         for ax, (name, picture) in zip(axes[0], pictures.items(), strict=True):
             ax.imshow(picture)

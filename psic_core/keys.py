@@ -190,9 +190,7 @@ def rekey(model: Keyed, old: bytes, new: bytes) -> None:
         model.secret = new
 
 
-def _reflected(
-    weight: Float[Tensor, "out dim"], old: bytes, new: bytes
-) -> Float[Tensor, "out dim"]:
+def _reflected(weight: Float[Tensor, "out dim"], old: bytes, new: bytes) -> Float[Tensor, "out dim"]:
     """Return W H in float64 on the CPU (not every accelerator has float64)."""
     dim = weight.shape[1]
     c_old, c_new = (nn.functional.normalize(condition(s, dim).double(), dim=0) for s in (old, new))

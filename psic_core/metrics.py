@@ -59,9 +59,7 @@ def correct_at_k(
     return ahead < k
 
 
-def recall_at_k(
-    scores: Float[Tensor, "queries items"], positives: Bool[Tensor, "queries items"], k: int = 1
-) -> float:
+def recall_at_k(scores: Float[Tensor, "queries items"], positives: Bool[Tensor, "queries items"], k: int = 1) -> float:
     """Share of queries with a positive among their k best items (R@k), in [0, 1]."""
     return float(correct_at_k(scores, positives, k).float().mean())
 

@@ -77,8 +77,6 @@ def uaeo_loss(
     return (i2t + t2i) / 2
 
 
-def naive_loss(
-    image_features: Float[Tensor, "batch d"], text_features: Float[Tensor, "batch d"]
-) -> Float[Tensor, ""]:
+def naive_loss(image_features: Float[Tensor, "batch d"], text_features: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """The naive attack of Fig. 6: the mean cosine between each picture and its own caption, to be minimised."""
     return (image_features.float() * text_features.float()).sum(1).mean()

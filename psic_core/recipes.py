@@ -75,7 +75,6 @@ def run_phase(
     Raises:
         ValueError: An option does not fit, or ``out`` holds a run of another configuration.
     """
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     config = TrainConfig(**options)
     seed_everything(config.seed)
     model = load_checkpoint(init) if init else PSIC.build(CodecConfig())
@@ -104,7 +103,12 @@ def make_lite_clip(output: Path, root: str | None, scenes: int, cache: Path) -> 
     target, state, losses = train_lite_clip(pairs, config, cache)
     figures = lite_clip_figures(target, root)
     output.parent.mkdir(parents=True, exist_ok=True)
-    card = {"recipe": config._asdict(), "figures": figures, "losses": [round(v, 4) for v in losses], **provenance()}
+    card = {
+        "recipe": config._asdict(),
+        "figures": figures,
+        "losses": [round(v, 4) for v in losses],
+        **provenance(),
+    }
     save_file({k: v.half() for k, v in state.items()}, output, metadata={"card": json.dumps(card)})
     output.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=1))

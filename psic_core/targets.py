@@ -42,7 +42,12 @@ class Target(nn.Module):
         name: str,
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.size, self.name = model.eval().requires_grad_(False), tokenizer, size, name
+        self.model, self.tokenizer, self.size, self.name = (
+            model.eval().requires_grad_(False),
+            tokenizer,
+            size,
+            name,
+        )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
@@ -107,7 +112,7 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
         raise ValueError(f"unknown target {name!r}: use lite-clip, tiny, or ARCHITECTURE/PRETRAINED of open_clip, "
                          "for example ViT-B-32/openai")  # fmt: skip
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+        model = open_clip.create_model(architecture, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(f"the weights of {name} are neither cached nor reachable: {error}") from error
     config = open_clip.get_model_preprocess_cfg(model)

@@ -108,7 +108,7 @@ class Heads(nn.Module):
 
 
 def train_heads(
-    target: Target, features: list[TowerFeatures], config: HeadConfig = HeadConfig()
+    target: Target, features: list[TowerFeatures], config: HeadConfig
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Train the heads on cached features and put them into ``target``.
 
@@ -154,7 +154,9 @@ def train_heads(
     return state, losses
 
 
-def train_lite_clip(pairs: list[Pairs], config: HeadConfig, cache: Path) -> tuple[Target, dict[str, Tensor], list[float]]:
+def train_lite_clip(
+    pairs: list[Pairs], config: HeadConfig, cache: Path
+) -> tuple[Target, dict[str, Tensor], list[float]]:
     """lite-clip from its two pretrained towers: features first (cached), then the heads."""
     target = lite_clip_towers()
     features = [

@@ -1,9 +1,7 @@
 """The two-stage alternating trainer, paper section 3.4, on Hugging Face Accelerate."""
 
-import csv
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from psic_core import evidence
+from psic_core.attack import attack_loss, pull, wrong_conditions
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.images import pad_to, round_to_8_bits
-from psic_core.objectives import naive_loss, rate_distortion_loss, uaeo_loss
+from psic_core.logs import write_log
+from psic_core.objectives import rate_distortion_loss
 from psic_core.pairs import Pairs
 from psic_core.targets import Target
 
@@ -146,7 +145,7 @@ class Trainer:
             drift = (1 - (seen * own).sum(1)).mean()
             loss = loss + self.config.lmbda * self.config.fidelity * drift
             row["drift"] = drift
-        return loss, {k: float(v) for k, v in row.items()}
+        return loss, {k: float(v.detach()) for k, v in row.items()}
 
     def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """S1-2 and S2-2: the protected version looks like the photo and reads as its target caption."""
@@ -154,43 +153,18 @@ class Trainer:
         out = self.model(batch.x, self.wrong_conditions(batch), y_hat=batch.y_hat)
         rd = rate_distortion_loss(out["x_hat"], batch.x, out["likelihoods"], config.lmbda * config.mu)
         features = self.target.encode_image(round_to_8_bits(out["x_hat"]))
-        attack, row = self.attack(features, batch)
+        attack, row = attack_loss(features, self.pairs, batch.index, config, batch.rng)
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
-            row["pull_uc"] = _pull(config.lmbda * config.gamma * attack, out["x_hat"])
-            row["pull_mse"] = _pull(config.lmbda * config.mu * 255**2 * rd.mse, out["x_hat"])
-        row |= {"bpp": float(rd.bpp), "psnr": float(-10 * torch.log10(rd.mse))}
+            row["pull_uc"] = pull(config.lmbda * config.gamma * attack, out["x_hat"])
+            row["pull_mse"] = pull(config.lmbda * config.mu * 255**2 * rd.mse, out["x_hat"])
+        row |= {"bpp": float(rd.bpp), "psnr": float(-10 * torch.log10(rd.mse.detach()))}
         loss = rd.loss + config.lmbda * config.gamma * attack
-        return loss, row | {"loss": float(loss)}
-
-    def attack(self, features: Float[Tensor, "batch d"], batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The attack term on features of x_hat_e, with Eq. 5 to 8 over a pool of K cached clean pairs.
-
-        The batch's own pairs stand first in the pool. The rest costs nothing: their features are cached.
-        """
-        config, pairs, device = self.config, self.pairs, features.device
-        others = torch.randperm(len(pairs), generator=batch.rng)
-        others = others[~torch.isin(others, batch.index)][: max(config.pool - len(batch.index), 0)]
-        pool = torch.cat([batch.index, others])
-        choice = torch.randint(pairs.text_features.shape[1], pool.shape, generator=batch.rng)
-        text = pairs.text_features[pool, choice].to(device)
-        own = (features * text[: len(features)]).sum(1).mean()
-        if config.objective == "naive":
-            return naive_loss(features, text[: len(features)]), {"cos_own": float(own)}
-        ids = pairs.caption_ids[pool, choice]
-        mask = (ids[:, None] == ids[None, :]) | (pool[:, None] == pool[None, :])
-        clean = pairs.image_features[pool].to(device)
-        target = evidence.targets(clean, text, mask.to(device), config.s, config.tau, center=config.center)
-        target = target[: len(features)]
-        loss = uaeo_loss(features, text, target, config.s, config.direction)
-        distinct = len(target.unique()) / len(target)
-        return loss, {"l_uc": float(loss), "cos_own": float(own), "distinct_targets": distinct}
+        return loss, row | {"loss": float(loss.detach())}
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
-        """Conditions that must decode protected: the zero vector (no keyword) or random directions (wrong ones)."""
-        beta = torch.randn(len(batch.index), self._unwrapped.config.dim, generator=batch.rng)
-        beta = beta / beta.norm(dim=1, keepdim=True)
-        none = torch.rand(len(batch.index), 1, generator=batch.rng) < 0.5
-        return torch.where(none, 0, beta).to(self.accelerator.device)
+        """What must decode protected, one for each picture of the batch."""
+        drawn = wrong_conditions(len(batch.index), self._unwrapped.config.dim, batch.rng)
+        return drawn.to(self.accelerator.device)
 
     def objective(self, step: int) -> str:
         """Whose turn it is (decision 8): per iteration, per half epoch (``sessions``), or both (``mixed``)."""
@@ -304,25 +278,3 @@ class Trainer:
             raise ValueError(f"crop {self.config.crop} is no multiple of 16, the latents' grid")
         if len(pairs) < self.config.batch_size:
             raise ValueError(f"{len(pairs)} pictures do not fill a batch of {self.config.batch_size}")
-
-
-def write_log(path: Path, rows: list[dict[str, float | str]]) -> None:
-    """Append rows to a CSV log, keeping rows of earlier calls that precede them; the newest columns lead."""
-    old = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            old = [r for r in csv.DictReader(file) if rows and int(r["step"]) < int(rows[0]["step"])]
-    columns = list(dict.fromkeys(key for row in [*rows, *old] for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows([*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
-
-
-def _short(value: float | str) -> float | str:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def _pull(term: Float[Tensor, ""], x_hat: Float[Tensor, "batch 3 height width"]) -> float:
-    """The norm of a loss term's gradient at the decoder's output."""
-    return float(torch.autograd.grad(term, x_hat, retain_graph=True)[0].norm())

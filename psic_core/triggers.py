@@ -48,9 +48,7 @@ class ConditionalSynthesis(nn.Module):
         hidden: Width of the triggers' MLPs.
     """
 
-    def __init__(
-        self, stages: Sequence[nn.Module], channels: Sequence[int], dim: int, hidden: int = 64
-    ) -> None:
+    def __init__(self, stages: Sequence[nn.Module], channels: Sequence[int], dim: int, hidden: int = 64) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.triggers = nn.ModuleList(CLTG(dim, c, hidden) for c in channels)

@@ -47,9 +47,7 @@ def _noise(seed: int, cells: tuple[tuple[int, int], ...]) -> UInt8[np.ndarray, "
 
 def _ramp(grey: UInt8[np.ndarray, "h w"], colours: tuple) -> Image.Image:
     """Colour a grey picture: black, middle and white become the three colours."""
-    table = np.stack(
-        [np.interp(np.arange(256), (0, 128, 255), c) for c in zip(*colours, strict=True)], axis=-1
-    )
+    table = np.stack([np.interp(np.arange(256), (0, 128, 255), c) for c in zip(*colours, strict=True)], axis=-1)
     return Image.fromarray(table.round().astype(np.uint8)[grey])
 
 
@@ -97,9 +95,7 @@ def receding_ground(name: str, size: int, height: int, u: float, zoom: float) ->
         *(0.0, fall),
     )
     tile = ground_tile(name)
-    wide = tile.transform(
-        (width, depth), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR
-    )
+    wide = tile.transform((width, depth), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
     return wide.reduce(2)
 
 
@@ -118,9 +114,7 @@ def sky(name: str, size: int, height: int, u: float, v: float, amount: float) ->
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def background(
-    ground: str, sky_name: str, horizon: float, size: int, texture: tuple[float, ...]
-) -> Image.Image:
+def background(ground: str, sky_name: str, horizon: float, size: int, texture: tuple[float, ...]) -> Image.Image:
     """Ground and sky as one RGB picture of `size` x `size`.
 
     Args:

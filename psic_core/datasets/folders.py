@@ -122,7 +122,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def in_memory(dataset: Sequence, indices: Sequence[int] | None = None) -> torch.ByteTensor:
+def in_memory(dataset: Dataset, indices: Sequence[int] | None = None) -> torch.ByteTensor:
     """Decode every picture once to one uint8 tensor ``(N, 3, H, W)``: training then reads no files."""
     chosen = range(len(dataset)) if indices is None else indices
     pictures = [dataset[i] for i in chosen]

@@ -125,18 +125,14 @@ def _shape(cutout: int, scale: float) -> tuple[float, float]:
     return (scale, scale / ratio) if ratio >= 1 else (scale * ratio, scale)
 
 
-def _placement(
-    rng: np.random.Generator, cutout: int, where: str, scale: float, x: float, foot: float
-) -> Placement:
+def _placement(rng: np.random.Generator, cutout: int, where: str, scale: float, x: float, foot: float) -> Placement:
     width, _ = _shape(cutout, scale)
     x = min(max(x, width / 2 - 0.02), 1.02 - width / 2)
     flip, angle = bool(rng.random() < 0.5), _between(rng, -4.0, 4.0)
     return Placement(cutout, scale, x, foot, where, flip, angle, _between(rng, 0.85, 1.12))
 
 
-def _main(
-    rng: np.random.Generator, cutout: int, ground: str, horizon: float, close: bool, left: bool
-) -> Placement:
+def _main(rng: np.random.Generator, cutout: int, ground: str, horizon: float, close: bool, left: bool) -> Placement:
     where = _where(cutout, ground)
     scale = _between(rng, 0.66, 0.82) if close else _between(rng, 0.44, 0.56)
     offset = _between(rng, 0.07, 0.13) if close else _between(rng, 0.14, 0.22)
@@ -150,9 +146,7 @@ def _main(
     return _placement(rng, cutout, where, scale, 0.5 - offset if left else 0.5 + offset, foot)
 
 
-def _extra(
-    rng: np.random.Generator, others: list[Placement], ground: str, horizon: float, left: bool
-) -> Placement:
+def _extra(rng: np.random.Generator, others: list[Placement], ground: str, horizon: float, left: bool) -> Placement:
     """A smaller object of a class that is not there yet, beside the main one."""
     taken = {cutouts()[other.cutout].class_name for other in others}
     fits = {"sky"} if horizon else set()

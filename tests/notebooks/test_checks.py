@@ -100,9 +100,7 @@ def test_errors_in_cells_on_stderr_and_in_widgets():
     ]
     (fault,) = checks.error_faults(notebook(GOOD, new_code_cell("f()", outputs=[loud])))
     assert fault.endswith("KeyError: 'y'")
-    assert checks.error_faults(notebook(widgets=widget_state(error))) == [
-        "widget 01234567: ValueError: no photo"
-    ]
+    assert checks.error_faults(notebook(widgets=widget_state(error))) == ["widget 01234567: ValueError: no photo"]
     quiet = new_output("stream", name="stderr", text="100%|###| 8/8")
     assert checks.error_faults(notebook(GOOD, new_code_cell("f()", outputs=[quiet]))) == []
 
@@ -135,9 +133,7 @@ def test_what_must_not_be_stored():
     assert "bytes are stored" in fault
 
 
-@pytest.mark.parametrize(
-    "metadata", [{"psic": {}}, {"psic": {"pictures": "many"}}, {"psic": {"pictures": -1}}]
-)
+@pytest.mark.parametrize("metadata", [{"psic": {}}, {"psic": {"pictures": "many"}}, {"psic": {"pictures": -1}}])
 def test_the_number_of_pictures_must_be_declared(metadata: dict[str, object]):
     (fault,) = checks.stored_faults(notebook(**metadata))
     assert "metadata.psic.pictures" in fault

@@ -145,8 +145,7 @@ def survives(forged: Stream) -> bool:
     started = time.perf_counter()
     try:
         got = model.decompress_tensor(bitstream.pack(forged))
-    except BitstreamError as error:
-        assert len(str(error)) > 10
+    except BitstreamError:
         return False
     finally:
         assert time.perf_counter() - started < LONGEST, forged

@@ -7,6 +7,7 @@ import jaxtyping
 import open_clip
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from safetensors.torch import load_file, save_file
 from skimage import data
@@ -138,13 +139,17 @@ def test_the_tiny_target_is_the_same_every_time_and_draws_nothing():
 
 # --- lite-clip --------------------------------------------------------------------------------------
 
+CATS = {"tabby cat", "tiger cat", "Egyptian Mau", "Persian cat", "Siamese cat"}
+CUPS = {"espresso", "cup", "coffee mug"}
+HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
 
-@pytest.mark.parametrize(("name", "wanted"), [("chelsea", {"cat"}), ("coffee", {"espresso", "cup", "coffee mug"})])
+
+@pytest.mark.parametrize(("name", "wanted"), [("chelsea", CATS), ("coffee", CUPS)])
 def test_the_image_tower_is_imagenets(name: str, wanted: set[str], towers: Target):
     with torch.no_grad():
         logits = lite_classifier()(towers.model.visual.trunk(towers.preprocess(photo(name))))
     (best,) = logits.argmax(1).tolist()
-    assert any(IMAGENET_CLASSNAMES[best].endswith(word) for word in wanted), IMAGENET_CLASSNAMES[best]
+    assert IMAGENET_CLASSNAMES[best] in wanted
     assert logits.softmax(1).max() > 0.2
 
 
@@ -179,9 +184,6 @@ def test_lite_clip_is_26_million_parameters_and_passes_gradients(towers: Target)
     x = (0.1 + 0.8 * noise(1, 3, 64, 64)).requires_grad_()
     towers.encode_image(x)[0, 0].backward()
     assert x.grad.abs().sum() > 0
-
-
-HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
 
 
 def heads(towers: Target) -> dict[str, Tensor]:
@@ -242,36 +244,40 @@ def test_unknown_weights_of_a_known_architecture_are_refused():
         load_target("ViT-B-32/nonsense")
 
 
-@pytest.mark.parametrize("failure", ["hub", "requests", "open_clip"])
-def test_without_a_network_the_papers_target_says_so(failure: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.parametrize("failure", [LocalEntryNotFoundError("not in the local cache"), OSError("no route to host")])
+def test_without_a_network_the_papers_target_says_so(failure: Exception, monkeypatch: pytest.MonkeyPatch):
     """What the libraries raise offline, raised where they would go to the network."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from requests import ConnectionError
-
-    errors = {
-        "hub": LocalEntryNotFoundError("cannot find the requested files in the local cache"),
-        "requests": ConnectionError("no route to host"),
-        "open_clip": RuntimeError("Failed initial validation"),
-    }
 
     def offline(*_: object, **__: object) -> None:
-        raise errors[failure]
+        raise failure
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
     with pytest.raises(FileNotFoundError, match="weights of ViT-B-32/openai are neither cached nor reachable"):
         load_target("ViT-B-32/openai")
 
 
-def test_any_open_clip_model_is_wrapped_with_its_own_preprocessing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """SigLIP-style normalisation and size come from the pretrained tag; the weights here are random."""
-    model = open_clip.create_model("RN50", pretrained=None)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(tmp_path / "model.safetensors"))
-    target = load_target("RN50/openai")
-    assert (target.size, target.name) == (224, "RN50/openai")
-    assert torch.allclose(target.mean.flatten(), torch.tensor(open_clip.constants.OPENAI_DATASET_MEAN))
+@pytest.mark.parametrize("quick", [True, False])
+def test_any_open_clip_model_is_wrapped_as_its_weights_were_trained(
+    quick: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Size, normalisation and activation come with the weights; CLIP's own were trained with QuickGELU."""
+    vision = {"image_size": 40, "layers": 1, "width": 64, "head_width": 32, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Test-40", config)
+    tag = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "quick_gelu": quick, "url": "http://localhost/none"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Test-40", {"mine": tag})
+    weights = tmp_path / "weights.safetensors"
+    save_file(open_clip.create_model("Test-40").state_dict(), weights)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(weights))
+    target = load_target("Test-40/mine")
+    assert (target.size, target.name) == (40, "Test-40/mine")
+    assert torch.allclose(target.mean.flatten(), torch.tensor(tag["mean"]))
+    assert torch.allclose(target.std.flatten(), torch.tensor(tag["std"]))
+    activation = target.model.visual.transformer.resblocks[0].mlp.gelu
+    assert isinstance(activation, open_clip.transformer.QuickGELU) == quick
     assert not any(p.requires_grad for p in target.parameters())
-    assert target.encode_text(["a cat"]).shape == (1, 1024)
+    assert target.encode_text(["a cat"]).shape == target.encode_image(noise(1, 3, 50, 60)).shape == (1, 16)
 
 
 @pytest.mark.skipif(
@@ -280,8 +286,8 @@ def test_any_open_clip_model_is_wrapped_with_its_own_preprocessing(monkeypatch: 
 def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
     target = load_target()
     assert set(load_file(targets.data_dir() / "checkpoints" / "lite-clip.safetensors")) == set(HEADS)
-    texts = target.encode_text(["a photo of a cat", "a cup of coffee", "an astronaut", "a rocket"])
-    for index, name in enumerate(("chelsea", "coffee", "astronaut", "rocket")):
+    texts = target.encode_text(["a photo of a cat", "a cup of coffee", "a photo of a dog", "a red car"])
+    for index, name in enumerate(("chelsea", "coffee")):
         with torch.no_grad():
             scores = target.encode_image(photo(name)) @ texts.T
         assert int(scores.argmax()) == index, name

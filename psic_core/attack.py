@@ -1,0 +1,57 @@
+"""The attack on one batch: which captions to pull to (Eq. 5 to 8) and how hard (Eq. 9)."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from psic_core import evidence
+from psic_core.config import TrainConfig
+from psic_core.objectives import naive_loss, uaeo_loss
+from psic_core.pairs import Pairs
+
+
+def attack_loss(
+    features: Float[Tensor, "batch d"],
+    pairs: Pairs,
+    index: Int64[Tensor, " batch"],
+    config: TrainConfig,
+    rng: torch.Generator,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The attack term on features of x_hat_e, and what the log keeps of it.
+
+    Eq. 5 to 8 run over a pool of K clean pairs: the batch's own stand first, the rest is drawn. The rest costs
+    nothing, because its features are cached; so K does not depend on the batch size.
+
+    Args:
+        features: Unit features of the protected pictures.
+        pairs: With features.
+        index: The batch's pictures among the pairs.
+        config: Temperatures, pool, direction, objective.
+        rng: Draws the pool and one caption for each picture.
+    """
+    others = torch.randperm(len(pairs), generator=rng)
+    others = others[~torch.isin(others, index)][: max(config.pool - len(index), 0)]
+    pool = torch.cat([index, others])
+    choice = torch.randint(pairs.text_features.shape[1], pool.shape, generator=rng)
+    text = pairs.text_features[pool, choice].to(features.device)
+    row = {"cos_own": float((features.detach() * text[: len(features)]).sum(1).mean())}
+    if config.objective == "naive":
+        return naive_loss(features, text[: len(features)]), row
+    ids = pairs.caption_ids[pool, choice]
+    mask = (ids[:, None] == ids[None, :]).to(features.device)
+    clean = pairs.image_features[pool].to(features.device)
+    target = evidence.targets(clean, text, mask, config.s, config.tau, center=config.center)[: len(features)]
+    loss = uaeo_loss(features, text, target, config.s, config.direction)
+    return loss, row | {"l_uc": float(loss.detach()), "distinct_targets": len(target.unique()) / len(target)}
+
+
+def wrong_conditions(n: int, dim: int, rng: torch.Generator) -> Float[Tensor, "n dim"]:
+    """Conditions that must decode protected: the zero vector (no keyword) or a random direction (a wrong one)."""
+    beta = torch.nn.functional.normalize(torch.randn(n, dim, generator=rng), dim=1)
+    none = torch.rand(n, 1, generator=rng) < 0.5
+    return torch.where(none, 0, beta)
+
+
+def pull(term: Float[Tensor, ""], x_hat: Float[Tensor, "batch 3 height width"]) -> float:
+    """The norm of a loss term's gradient at the decoder's output (decision 6)."""
+    return float(torch.autograd.grad(term, x_hat, retain_graph=True)[0].norm())

@@ -1,0 +1,326 @@
+"""The command line, from a photo to its versions and from pictures to a trained and measured model."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from psic_core import keys
+from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
+from psic_core.cli import main
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+from psic_core.trainer import Trainer
+
+TINY = CodecConfig(n=8, m=12, quality=3, dim=16, hidden=8)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a PSIC whose versions differ visibly, its plain codec, and a copy without its secret."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    model = PSIC.build(TINY)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(20)
+        for trigger in model.g_s.triggers:
+            trigger.w_d.weight.copy_(0.3 * torch.randn(trigger.w_d.weight.shape, generator=rng))
+    save_checkpoint(model, folder / "psic-q3.safetensors", publish_secret=True)
+    save_checkpoint(model, folder / "psic-private.safetensors")
+    model.kind = "plain"
+    save_checkpoint(model, folder / "plain-q3.safetensors", publish_secret=True)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "my cat.png"
+    Image.fromarray(data.chelsea()).resize((90, 60)).save(path)
+    return path
+
+
+def psic(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.size, image.mode, image.tobytes()
+
+
+# --- one photo --------------------------------------------------------------------------------------
+
+
+def test_a_photo_goes_through_all_its_versions(
+    photo: Path, shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    model, file = shipped / "psic-q3.safetensors", tmp_path / "cat.psic"
+    psic("encode", photo, "-o", file, "--keyword", "my cat", "--checkpoint", model)
+    said = capsys.readouterr().out
+    assert f"{file.stat().st_size} bytes" in said
+    assert "90x60" in said
+
+    psic("info", file, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["width"], facts["height"], facts["quality"], facts["keywords"]) == (90, 60, 3, 1)
+    assert facts["bytes"]["total"] == file.stat().st_size
+    psic("info", file)
+    assert "keywords: 1" in capsys.readouterr().out
+
+    out = {name: tmp_path / f"{name}.png" for name in ("protected", "full", "owner", "wrong")}
+    psic("decode", file, "-o", out["protected"], "--checkpoint", model)
+    psic("decode", file, "-o", out["full"], "--keyword", "my cat", "--checkpoint", model)
+    psic("decode", file, "-o", out["owner"], "--keyword", "psic course", "--checkpoint", model)
+    psic("decode", file, "-o", out["wrong"], "--keyword", "my dog", "--checkpoint", model)
+    shown = {name: pixels(path) for name, path in out.items()}
+    assert shown["full"] == shown["owner"]
+    assert len({shown["protected"], shown["full"], shown["wrong"]}) == 3
+    assert shown["full"][:2] == ((90, 60), "RGB")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_rekeyed_copy_decodes_full_with_the_new_passphrase_only(photo: Path, shipped: Path, tmp_path: Path):
+    old, new, file = shipped / "psic-q3.safetensors", tmp_path / "mine.safetensors", tmp_path / "cat.psic"
+    psic("encode", photo, "-o", file, "--checkpoint", old)
+    psic("rekey", "--checkpoint", old, "-o", new, "--new", "open sesame")
+    assert load_checkpoint(new).secret is None
+    shown = {}
+    for name, model, words in (
+        ("full", old, "psic course"), ("protected", old, None), ("new", new, "open sesame"), ("none", new, None),
+        ("former", new, "psic course"), ("too early", old, "open sesame"),
+    ):  # fmt: skip
+        out = tmp_path / f"{name}.png"
+        psic("decode", file, "-o", out, "--checkpoint", model, *(("--keyword", words) if words else ()))
+        shown[name] = pixels(out)[2]
+    assert shown["none"] == shown["protected"]
+    assert distance(shown["new"], shown["full"]) <= 1  # but for the rounding of a reflected layer
+    assert distance(shown["former"], shown["full"]) > 1
+    assert distance(shown["too early"], shown["full"]) > 1
+
+
+def distance(one: bytes, two: bytes) -> int:
+    return max(abs(a - b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_private_model_is_rekeyed_and_sealed_with_its_passphrase(photo: Path, shipped: Path, tmp_path: Path):
+    private, file = shipped / "psic-private.safetensors", tmp_path / "cat.psic"
+    psic("rekey", "--checkpoint", private, "-o", tmp_path / "a.safetensors", "--old", "psic course", "--new", "new")
+    sealed = ("--keyword", "cat", "--passphrase", "psic course", "--checkpoint", private)
+    psic("encode", photo, "-o", file, *sealed)
+    for words in ("cat", "psic course"):
+        psic("decode", file, "-o", tmp_path / f"{words}.png", "--keyword", words, "--checkpoint", private)
+    assert pixels(tmp_path / "cat.png") == pixels(tmp_path / "psic course.png")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "bmp", "tif", "webp"])
+def test_pictures_are_written_in_the_format_of_their_name(suffix: str, photo: Path, shipped: Path, tmp_path: Path):
+    model, file, out = shipped / "psic-q3.safetensors", tmp_path / "cat.psic", tmp_path / f"out.{suffix}"
+    psic("encode", photo, "-o", file, "--checkpoint", model)
+    psic("decode", file, "-o", out, "--checkpoint", model)
+    with Image.open(out) as image:
+        assert image.format == {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+        assert image.size == (90, 60)
+
+
+def test_shipped_names_are_found(
+    photo: Path, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "checkpoints").symlink_to(shipped)
+    monkeypatch.setattr("psic_core.checkpoints.data_dir", lambda: root)
+    psic("encode", photo, "-o", tmp_path / "cat.psic", "--checkpoint", "psic-q3")
+    assert main(["encode", str(photo), "-o", "x.psic", "--checkpoint", "psic-q9"]) == 2
+    assert "shipped: plain-q3, psic-q3" in capsys.readouterr().err
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("encode NOWHERE -o {tmp}/x.psic --checkpoint {model}", "no picture at 'NOWHERE'"),
+        ("encode {model} -o {tmp}/x.psic --checkpoint {model}", "as a picture"),
+        ("encode {photo} -o {tmp}/x.psic --checkpoint {tmp}/none", "no checkpoint"),
+        ("encode {photo} -o {tmp}/x.psic --checkpoint {photo}", "is no PSIC checkpoint"),
+        ("encode {photo} -o {tmp}/no/where/x.psic --checkpoint {model}", "no/where"),
+        ("encode {photo} -o {tmp}/x.psic --keyword cat --checkpoint {private}", "--passphrase"),
+        ("decode {photo} -o {tmp}/x.png --checkpoint {model}", "not a .psic file"),
+        ("decode {tmp}/none.psic -o {tmp}/x.png --checkpoint {model}", "no file"),
+        ("decode {file} -o {tmp}/x --checkpoint {model}", "end its name in .png"),
+        ("decode {file} -o {tmp}/x.gif --checkpoint {model}", "end its name in .png"),
+        ("decode {file} -o {tmp}/x.png --checkpoint {other}", "load the checkpoint that wrote the file"),
+        ("info {photo}", "not a .psic file"),
+        ("info {tmp}", "no file"),
+        ("rekey --checkpoint {private} -o {tmp}/x.safetensors --new y", "--old PASSPHRASE"),
+        ("rekey --checkpoint {model} -o {tmp}/x.safetensors --old wrong --new y", "the old secret is not"),
+        ("evaluate --checkpoint {private} --dataset scenes --limit 1 --json {tmp}/r.json", "no checkpoint"),
+        ("evaluate --checkpoint {photo} --dataset scenes --limit 1 --json {tmp}/r.json", "pass --plain"),
+        ("evaluate --checkpoint {model} --dataset scenes --limit 0 --json {tmp}/r.json", "limit 0"),
+        ("evaluate --checkpoint {model} --dataset photos --json {tmp}/r.json", "--data-root"),
+        ("evaluate --checkpoint {model} --dataset scenes --limit 1 --target x --json {tmp}/r.json", "unknown target"),
+        ("train -o {tmp}/run --dataset {tmp}/nothing", "no folder"),
+        ("train -o {tmp}/run --init {photo} --dataset scenes --scenes 4", "is no PSIC checkpoint"),
+        ("train -o {tmp}/run --dataset scenes --scenes 2 --crop 64", "2 pictures"),
+        ("train -o {tmp}/run --dataset scenes --scenes 4 --batch-size 4 --crop 999", "crop 999"),
+        ("train -o {tmp}/run --stage one --init {model} --dataset {folder} --target tiny", "no captions"),
+        ("train-target -o {tmp}/heads.safetensors", "--data-root"),
+    ],
+)
+def test_errors_are_one_sentence_and_status_two(
+    words: str, says: str, photo: Path, shipped: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.delenv("PSIC_DATA_ROOT", raising=False)
+    model, other, file = shipped / "psic-q3.safetensors", tmp_path / "other.safetensors", tmp_path / "cat.psic"
+    if "{file}" in words:
+        file.write_bytes(load_checkpoint(model).compress(Image.open(photo)))
+        save_checkpoint(PSIC.build(TINY), other)
+    places = {"tmp": tmp_path, "photo": photo, "model": model, "other": other, "file": file,
+              "private": shipped / "psic-private.safetensors", "folder": tmp_path}  # fmt: skip
+    command = [word.format(**places) for word in words.split(" ")]
+    before = sorted(tmp_path.rglob("x*"))
+    assert main(command) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"psic {command[0]}: ")
+    assert says in said
+    assert "Traceback" not in said
+    assert sorted(tmp_path.rglob("x*")) == before  # no half-written output
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["encrypt"], ["encode"], ["evaluate", "--dataset", "kodak"], ["train", "-o", "x", "--steps", "ten"],
+              ["train", "-o", "x", "--stage", "three"], ["train", "-o", "x", "--schedule", "alternating"]],
+)  # fmt: skip
+def test_wrong_words_show_the_usage(words: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: psic")
+
+
+# --- measuring and training -------------------------------------------------------------------------
+
+
+def test_evaluate_prints_a_table_and_writes_json(shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "results" / "scenes.json"
+    model = shipped / "psic-q3.safetensors"
+    psic("evaluate", "--checkpoint", model, "--dataset", "scenes", "--limit", 4, "--target", "tiny", "--json", out)
+    report = json.loads(out.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert (report["n"], report["dataset"], report["target"]) == (4, "scenes", "tiny")
+    assert report["checkpoint"] == str(model)
+    assert {"t2i", "i2t", "classification", "attributes"} <= set(report["asr"])
+    said = capsys.readouterr().out
+    assert said.startswith("scenes: 4 pictures, target tiny")
+    assert "ASR %" in said
+
+
+def test_evaluate_reads_a_folder_of_photos(photo: Path, shipped: Path, tmp_path: Path):
+    out = tmp_path / "photos.json"
+    psic(
+        "evaluate", "--checkpoint", shipped / "psic-q3.safetensors", "--dataset", "photos",
+        "--data-root", photo.parent, "--target", "tiny", "--json", out,
+    )  # fmt: skip
+    report = json.loads(out.read_text())
+    assert (report["n"], set(report["score"])) == (1, {"classification"})
+
+
+def steps_of(run: Path) -> list[int]:
+    with (run / "log.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+SHORT = ("--scenes", 4, "--batch-size", 2, "--crop", 64, "--steps", 4, "--warmup", 1, "--save-every", 1)
+
+
+def test_training_resumes_where_it_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    psic("train", "-o", whole, "--stage", "plain", *SHORT)
+    with monkeypatch.context() as cut:
+        fit = Trainer.fit
+        cut.setattr(Trainer, "fit", lambda self: [fit(self, 2), sys.exit(9)])
+        with pytest.raises(SystemExit):
+            main([str(w) for w in ("train", "-o", parts, "--stage", "plain", *SHORT)])
+    assert steps_of(parts) == [0, 1]
+    assert not (parts / "model.safetensors").exists()
+    psic("train", "-o", parts, "--stage", "plain", *SHORT)
+    assert steps_of(parts) == [0, 1, 2, 3]
+    one, two = load_checkpoint(whole / "model.safetensors"), load_checkpoint(parts / "model.safetensors")
+    assert one.kind == "plain"
+    assert one.fingerprint() == two.fingerprint()
+    assert all(torch.equal(a, b) for (_, a), (n, b) in zip(
+        one.named_parameters(), two.named_parameters(), strict=True) if "triggers" not in n)  # fmt: skip
+    card = read_card(whole / "model.safetensors")["card"]
+    assert card["pictures"] == 4
+    assert card["history"][0]["config"]["steps"] == 4
+    assert card["last"]["step"] == 3
+
+
+def test_a_finished_run_is_left_as_it_is(shipped: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    command = ("train", "-o", run, "--init", shipped / "plain-q3.safetensors", *SHORT)
+    psic(*command)
+    card, steps = read_card(run / "model.safetensors"), steps_of(run)
+    psic(*command)
+    assert read_card(run / "model.safetensors")["card"]["last"] == card["card"]["last"]
+    assert steps_of(run) == steps
+
+
+def test_a_run_is_not_continued_with_other_options(shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run, init = tmp_path / "run", shipped / "plain-q3.safetensors"
+    psic("train", "-o", run, "--init", init, *SHORT)
+    for change in (("--lmbda", "0.01"), ("--scenes", "6")):
+        assert main([str(w) for w in ("train", "-o", run, "--init", init, *SHORT, *change)]) == 2
+        assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_run_that_never_began_does_not_block_its_folder(shipped: Path, tmp_path: Path):
+    run, init = tmp_path / "run", shipped / "plain-q3.safetensors"
+    assert main([str(w) for w in ("train", "-o", run, "--init", init, *SHORT, "--crop", 999)]) == 2
+    psic("train", "-o", run, "--init", init, *SHORT)
+
+
+def test_both_stages_follow_each_other(shipped: Path, tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    psic("train", "-o", one, "--stage", "one", "--init", shipped / "plain-q3.safetensors", "--kind", "psic",
+         "--target", "tiny", *SHORT)  # fmt: skip
+    psic("train", "-o", two, "--stage", "two", "--init", one / "model.safetensors", "--target", "tiny", *SHORT)
+    first, second = load_checkpoint(one / "model.safetensors"), load_checkpoint(two / "model.safetensors")
+    assert first.kind == second.kind == "psic"
+    assert first.fingerprint() == second.fingerprint()  # files written after stage one stay readable
+    assert second.secret == keys.secret("psic course")
+    history = read_card(two / "model.safetensors")["card"]["history"]
+    assert [entry["config"]["stage"] for entry in history] == ["one", "two"]
+
+
+def test_plain_training_reads_a_folder_of_pictures(photo: Path, shipped: Path, tmp_path: Path):
+    for i in range(3):
+        (tmp_path / f"copy {i}.png").write_bytes(photo.read_bytes())
+    psic("train", "-o", tmp_path / "run", "--init", shipped / "plain-q3.safetensors", "--dataset", tmp_path, *SHORT)
+    assert load_checkpoint(tmp_path / "run" / "model.safetensors").kind == "plain"
+
+
+# --- as a program -----------------------------------------------------------------------------------
+
+
+def test_the_module_runs_and_helps_without_waiting_for_pytorch():
+    code = "import sys; sys.argv = ['psic', '--help']\n"
+    code += "try:\n import psic_core.__main__\nexcept SystemExit as stop: print('code', stop.code)\n"
+    code += "print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Privacy-Shielded Image Compression" in ran.stdout
+    for command in ("encode", "decode", "info", "rekey", "train", "train-target", "evaluate"):
+        assert command in ran.stdout
+    assert ran.stdout.splitlines()[-2:] == ["code 0", "False"]
+    ran = subprocess.run([sys.executable, "-m", "psic_core", "train", "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0
+    for option in ("--stage {plain,one,two}", "--gamma", "--lmbda", "--save-every"):
+        assert option in ran.stdout

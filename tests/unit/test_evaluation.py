@@ -1,0 +1,420 @@
+"""Versions and their nulls, the tasks against brute force, and a whole evaluation to one JSON."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from torch import Tensor
+
+from psic_core import bitstream
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+from psic_core.datasets.scenes import Scenes
+from psic_core.evaluation import (
+    DATASETS,
+    NULLS,
+    EvalSet,
+    class_weights,
+    eval_set,
+    evaluate,
+    retrieval,
+    table,
+    task_results,
+    write_json,
+)
+from psic_core.images import round_to_8_bits
+from psic_core.metrics import psnr
+from psic_core.targets import Target, load_target
+from psic_core.versions import VERSIONS, Coded, code_versions, jpeg, jpeg_at, noise_at
+
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return load_target("tiny")
+
+
+def build(lively: bool) -> PSIC:
+    """The same random codec every time; lively triggers answer, the others are zero."""
+    torch.manual_seed(0)
+    model = PSIC.build(TINY)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(20)
+        for trigger in model.g_s.triggers:
+            trigger.w_d.weight.copy_(lively * 0.3 * torch.randn(trigger.w_d.weight.shape, generator=rng))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> PSIC:
+    return build(lively=True)
+
+
+@pytest.fixture(scope="module")
+def plain() -> PSIC:
+    model = build(lively=False)
+    model.kind = "plain"
+    return model
+
+
+def photo(name: str, size: int = 96) -> Tensor:
+    pixels = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None].float() / 255
+    return round_to_8_bits(torch.nn.functional.interpolate(pixels, (size, size), mode="area"))
+
+
+# --- versions ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coded(model: PSIC, plain: PSIC) -> Coded:
+    return code_versions(model, plain, photo("coffee"), model.secret, seed=3)
+
+
+def test_every_version_is_a_picture_that_could_be_saved(coded: Coded):
+    assert set(coded.pictures) == set(VERSIONS)
+    for name, x in coded.pictures.items():
+        assert x.shape == (1, 3, 96, 96), name
+        assert torch.allclose(x * 255, (x * 255).round(), atol=1e-3), name
+        assert x.min() >= 0, name
+        assert x.max() <= 1, name
+
+
+def test_versions_are_what_real_files_decode_to(coded: Coded, model: PSIC, plain: PSIC):
+    x = photo("coffee")
+    file, plain_file = model.compress(x), plain.compress(x)
+    assert (coded.psic_bytes, coded.backbone_bytes) == (len(file), len(plain_file))
+    assert torch.equal(coded.pictures["original"], x)
+    assert torch.equal(coded.pictures["protected"], round_to_8_bits(model.decompress_tensor(file)))
+    assert torch.equal(coded.pictures["full"], round_to_8_bits(model.decompress_tensor(file, "psic course")))
+    assert torch.equal(coded.pictures["backbone"], round_to_8_bits(plain.decompress_tensor(plain_file)))
+
+
+def test_the_wrong_key_is_another_secret_for_each_picture(coded: Coded, model: PSIC, plain: PSIC):
+    again = code_versions(model, plain, photo("coffee"), model.secret, seed=3)
+    other = code_versions(model, plain, photo("coffee"), model.secret, seed=4)
+    assert all(torch.equal(again.pictures[v], coded.pictures[v]) for v in VERSIONS)
+    for version in ("wrong_key", "noise"):
+        assert not torch.equal(other.pictures[version], coded.pictures[version])
+    wrong = coded.pictures["wrong_key"]
+    assert not torch.equal(wrong, coded.pictures["full"])
+    assert not torch.equal(wrong, coded.pictures["protected"])
+
+
+def test_the_nulls_are_as_far_from_the_original_as_the_protected_version(coded: Coded):
+    level = psnr(coded.pictures["protected"], coded.pictures["original"])
+    assert psnr(coded.pictures["noise"], coded.pictures["original"]) == pytest.approx(level, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coffee", "rocket", "astronaut"])  # rocket and astronaut are clipped
+@pytest.mark.parametrize("level", [24.0, 30.0, 36.0])
+def test_noise_has_the_level_that_was_asked_for(level: float, name: str):
+    x = photo(name)
+    assert psnr(noise_at(x, level, np.random.default_rng(0)), x) == pytest.approx(level, abs=0.3)
+
+
+def test_noise_without_level_is_no_noise():
+    x = photo("chelsea", 32)
+    assert torch.equal(noise_at(x, float("inf"), np.random.default_rng(0)), x)
+
+
+@pytest.mark.parametrize("name", ["chelsea", "rocket"])
+@pytest.mark.parametrize("level", [22.0, 27.0, 33.0])
+def test_jpeg_is_the_worst_that_reaches_the_level(level: float, name: str, monkeypatch: pytest.MonkeyPatch):
+    x, asked = photo(name), []
+    monkeypatch.setattr("psic_core.versions.jpeg", lambda x, quality: asked.append(quality) or jpeg(x, quality))
+    found = jpeg_at(x, level)
+    quality = asked[-1]
+    assert torch.equal(found, jpeg(x, quality))
+    assert psnr(found, x) >= level
+    assert quality > 1
+    assert psnr(jpeg(x, quality - 1), x) < level
+
+
+def test_jpeg_gives_its_best_or_worst_where_the_level_is_out_of_reach():
+    x = photo("chelsea", 48)
+    assert torch.equal(jpeg_at(x, 99.0), jpeg(x, 95))
+    assert torch.equal(jpeg_at(x, 0.0), jpeg(x, 1))
+
+
+# --- tasks against brute force ----------------------------------------------------------------------
+
+
+def unit(n: int, seed: int, d: int = 16) -> Tensor:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def versions_of(n: int) -> dict[str, Tensor]:
+    return {version: unit(n, seed) for seed, version in enumerate(VERSIONS)}
+
+
+CAPTIONS = [tuple(f"caption {j} of picture {i}" for j in range(3)) for i in range(7)]
+
+
+def test_retrieval_is_what_a_loop_gives(target: Target):
+    features = versions_of(7)
+    found = retrieval(features, CAPTIONS, target)
+    text = target.encode_text([c for row in CAPTIONS for c in row]).reshape(7, 3, 16)
+    for version, image in features.items():
+        flat = [(float(image[q] @ text[i, j]), i) for q in range(7) for i in range(7) for j in range(3)]
+        best = [max(flat[q * 21 : q * 21 + 21])[1] for q in range(7)]
+        assert found["i2t"][0][version].tolist() == [best[q] == q for q in range(7)]
+        single, among = [], []
+        for i in range(7):
+            for j in range(3):
+                everywhere = [float(image[g] @ text[i, j]) for g in range(7)]
+                only_here = [float((image if g == i else features["backbone"])[g] @ text[i, j]) for g in range(7)]
+                among.append(everywhere.index(max(everywhere)) == i)
+                single.append(only_here.index(max(only_here)) == i)
+        assert found["t2i"][0][version].tolist() == among
+        assert found["t2i_single"][0][version].tolist() == single
+    assert found["t2i"][1].tolist() == [i for i in range(7) for _ in range(3)]
+    assert found["i2t"][1].tolist() == list(range(7))
+
+
+def test_a_shared_caption_is_right_for_all_its_pictures(target: Target):
+    captions = [("a dog", "one"), (" A dog", "two"), ("a cat", "three")]
+    dog, cat, one, three = target.encode_text(["a dog", "a cat", "one", "three"])
+    swapped = torch.stack([dog, one, cat])  # picture 0 reads "a dog", picture 1 reads the caption of picture 0
+    features = dict.fromkeys(VERSIONS, swapped)
+    found = retrieval(features, captions, target)
+    # "a dog" of picture 1 finds picture 0: right, because picture 0 has that caption too.
+    assert found["t2i"][0]["full"].tolist()[2] is True
+    assert found["i2t"][0]["full"].tolist() == [True, False, True]
+    assert three.shape == (16,)
+
+
+def test_alone_among_plain_pictures_a_twin_is_no_stand_in(target: Target):
+    """Two pictures share a caption; only the searched one is attacked. Its plain twin must not answer for it."""
+    captions = [("a dog",), ("a dog",), ("a cat",)]
+    dog, cat = target.encode_text(["a dog", "a cat"])
+    good, bad = torch.stack([dog, dog, cat]), torch.stack([-dog, -dog, -cat])
+    features = dict.fromkeys(VERSIONS, good) | {"protected": bad}
+    found = retrieval(features, captions, target)["t2i_single"][0]
+    assert found["backbone"].tolist() == [True, True, True]
+    assert found["protected"].tolist() == [False, False, False]
+
+
+def test_classification_is_the_nearest_mean_prompt(target: Target):
+    classes, templates = ("cat", "dog", "bird"), [lambda c: f"a {c}", lambda c: f"a photo of the {c}."]
+    weights = class_weights(target, classes, templates)
+    mean = torch.stack([target.encode_text([t(c) for t in templates]).mean(0) for c in classes])
+    assert torch.allclose(weights, mean / mean.norm(dim=1, keepdim=True), atol=1e-6)
+    features, labels = versions_of(5), torch.tensor([0, 1, 2, 0, 1])
+    picture = lambda _: torch.zeros(3, 8, 8)  # noqa: E731
+    known = EvalSet("x", 5, picture, classes=classes, labels=labels, templates=templates)
+    by, groups = task_results(features, known, target)["classification"]
+    for version, image in features.items():
+        assert by[version].tolist() == [int((weights @ image[i]).argmax()) == labels[i] for i in range(5)]
+    assert groups.tolist() == list(range(5))
+
+
+def test_without_labels_the_models_own_reading_is_the_truth(target: Target):
+    unknown = EvalSet("photos", 5, lambda _: torch.zeros(3, 8, 8), classes=("cat", "dog", "bird"))
+    features = versions_of(5)
+    by, _ = task_results(features | {"full": features["original"]}, unknown, target)["classification"]
+    assert by["original"].all()
+    assert by["full"].all()
+    assert not by["protected"].all()
+
+
+def test_attributes_compare_each_prompt_with_its_opposite(target: Target):
+    prompts = (("a dark picture", "a bright picture"), ("grass", "no grass"))
+    truth = torch.tensor([[True, False], [False, False], [True, True]])
+    features = versions_of(3)
+    known = EvalSet("x", 3, lambda _: torch.zeros(3, 8, 8), attribute_prompts=prompts, attributes=truth)
+    by, groups = task_results(features, known, target)["attributes"]
+    expected = []
+    for i in range(3):
+        for j, pair in enumerate(prompts):
+            yes, no = target.encode_text(list(pair)) @ features["jpeg"][i]
+            expected.append(bool((yes > no) == truth[i, j]))
+    assert by["jpeg"].tolist() == expected
+    assert groups.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+# --- the whole --------------------------------------------------------------------------------------
+
+
+def scenes(order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> EvalSet:
+    """Six scenes of 64 pixels, in any order."""
+    found = Scenes("test", 6, 64)
+    drawn = [found[i] for i in order]
+    return EvalSet(
+        "scenes", 6, lambda i: drawn[i].image, [s.captions for s in drawn], found.classes,
+        torch.tensor([s.class_index for s in drawn]), attribute_prompts=found.attribute_prompts,
+        attributes=torch.stack([s.attributes for s in drawn]),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(model: PSIC, plain: PSIC, target: Target) -> dict:
+    return evaluate(model, plain, scenes(), target)
+
+
+def test_the_report_has_the_promised_keys(report: dict):
+    tasks = {"t2i", "i2t", "classification", "attributes"}
+    assert {"n", "bpp", "psnr", "score", "asr"} <= set(report)
+    assert report["n"] == 6
+    assert {"backbone", "full", "protected"} <= set(report["psnr"])
+    assert set(report["score"]) == set(report["asr"]) == tasks | {"t2i_single"}
+    for task in report["score"]:
+        assert {"original", "backbone", "full", "protected"} <= set(report["score"][task])
+        assert all(0 <= v <= 1 for v in report["score"][task].values())
+        assert set(report["asr"][task]) == {"protected", "full", "jpeg", "noise", "wrong_key"} == set(NULLS)
+        for estimate in report["asr"][task].values():
+            assert {"value", "ci95"} <= set(estimate)
+            assert len(estimate["ci95"]) == 2
+
+
+def test_rate_and_fidelity_are_means_over_real_files(report: dict, model: PSIC, plain: PSIC):
+    bits, values = [], []
+    for i in range(6):
+        x = scenes().picture(i)[None]
+        file = model.compress(x)
+        bits.append(bitstream.describe(file)["bpp"])
+        values.append(psnr(model.decompress_tensor(file), x))
+    assert report["bpp"] == pytest.approx(sum(bits) / 6)
+    assert report["psnr"]["protected"] == pytest.approx(sum(values) / 6, rel=1e-5)
+
+
+def test_every_asr_counts_what_the_plain_codec_gets_right(report: dict):
+    samples = {"t2i": 30, "t2i_single": 30, "i2t": 6, "classification": 6, "attributes": 6 * 20}
+    for task, by in report["asr"].items():
+        right = {e["n"] for e in by.values()}
+        assert len(right) == 1
+        total = samples[task] if task != "attributes" else scenes().attributes.numel()
+        assert right.pop() == round(report["score"][task]["backbone"] * total)
+
+
+def test_a_fresh_psic_evaluates_as_its_backbone(plain: PSIC, target: Target):
+    fresh = build(lively=False)
+    report = evaluate(fresh, plain, scenes(), target)
+    for task, by in report["asr"].items():
+        for version in ("full", "protected", "wrong_key"):
+            value = by[version]["value"]
+            assert value == 0 or (math.isnan(value) and by[version]["n"] == 0), (task, version)
+    assert report["psnr"]["full"] == report["psnr"]["protected"] == report["psnr"]["backbone"]
+    assert report["bpp"] == report["bpp_backbone"]
+    assert any(by["full"]["n"] > 0 for by in report["asr"].values())
+
+
+def test_the_order_of_the_pictures_does_not_count(report: dict, model: PSIC, plain: PSIC, target: Target):
+    shuffled = evaluate(model, plain, scenes((3, 0, 5, 1, 4, 2)), target)
+    drawn_by_index = ("noise", "wrong_key")  # their random numbers belong to the place in the list
+    for task in report["score"]:
+        for version in ("original", "backbone", "full", "protected", "jpeg"):
+            assert shuffled["score"][task][version] == report["score"][task][version], (task, version)
+        for version in set(NULLS) - set(drawn_by_index):
+            one, two = shuffled["asr"][task][version], report["asr"][task][version]
+            assert (one["value"], one["n"]) == pytest.approx((two["value"], two["n"]), nan_ok=True)
+    assert shuffled["bpp"] == pytest.approx(report["bpp"])
+
+
+def test_a_model_without_its_secret_is_refused_at_once(model: PSIC, plain: PSIC, target: Target):
+    bare = build(lively=True)
+    bare.secret = None
+    with pytest.raises(ValueError, match="does not hold its secret"):
+        evaluate(bare, plain, scenes(), target)
+
+
+def test_the_table_shows_every_task_with_its_nulls(report: dict):
+    lines = table(report).splitlines()
+    assert lines[0].startswith("scenes: 6 pictures, target tiny")
+    for task in report["score"]:
+        assert sum(line.startswith(f"{task} ") for line in lines) == 1
+    assert sum("ASR %" in line for line in lines) == 5 * 5
+
+
+def test_json_knows_no_nan_and_keeps_words_that_contain_it(report: dict, tmp_path: Path):
+    nothing = {"value": float("nan"), "ci95": (float("nan"), float("nan")), "n": 0}
+    odd = report | {"checkpoint": "runs/NaNcy/Infinity.safetensors", "asr": {"i2t": {"full": nothing}}}
+    path = tmp_path / "new" / "report.json"
+    write_json(odd, path)
+    found = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert found["asr"]["i2t"]["full"] == {"value": None, "ci95": [None, None], "n": 0}
+    assert found["checkpoint"] == "runs/NaNcy/Infinity.safetensors"
+    assert found["psnr"] == pytest.approx(report["psnr"])
+
+
+# --- data sets by name ------------------------------------------------------------------------------
+
+
+def test_scenes_by_name_are_the_held_out_ones():
+    found = eval_set("scenes", limit=3, size=64)
+    scene = Scenes("test", 3, 64)[2]
+    assert (found.name, found.size) == ("scenes", 3)
+    assert torch.equal(found.picture(2), scene.image)
+    assert found.captions[2] == scene.captions
+    assert found.classes[found.labels[2]] == scene.class_name
+    assert torch.equal(found.attributes[2], scene.attributes)
+
+
+def paint(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (70, 50), (200, 100, 0)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with two pictures of everything."""
+    for i in range(2):
+        paint(tmp_path / "flickr8k" / "Images" / f"{i}.jpg")
+        paint(tmp_path / "celeba" / "img_align_celeba" / f"{i}.jpg")
+        paint(tmp_path / "imagenet_sample" / f"{i}.jpg")
+    rows = [f"{i}.jpg,caption {j} of {i}" for i in range(2) for j in range(5)]
+    (tmp_path / "flickr8k" / "captions.txt").write_text("\n".join(["image,caption", *rows]))
+    (tmp_path / "flickr8k" / "splits").mkdir()
+    (tmp_path / "flickr8k" / "splits" / "Flickr_8k.testImages.txt").write_text("0.jpg\n1.jpg\n")
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("2\nWearing_Hat Young\n0.jpg 1 -1\n1.jpg -1 -1\n")
+    lines = "index,synset,class_name,file\n4,n0,hen,0.jpg\n9,n1,tench,1.jpg\n"
+    (tmp_path / "imagenet_sample" / "classes.csv").write_text(lines)
+    return tmp_path
+
+
+@pytest.mark.parametrize("limit", [None, 1, 9])
+def test_real_data_sets_by_name(limit: int | None, root: Path):
+    n = 1 if limit == 1 else 2
+    flickr = eval_set("flickr8k", root, limit, 64)
+    assert (flickr.size, len(flickr.captions), flickr.picture(0).shape) == (n, n, (3, 64, 64))
+    celeba = eval_set("celeba", root, limit, 64)
+    assert celeba.attributes.tolist() == [[True, False], [False, False]][:n]
+    assert "wearing hat" in celeba.attribute_prompts[0][0]
+    imagenet = eval_set("imagenet", root, limit, 64)
+    assert (imagenet.classes, imagenet.labels.tolist()) == (("hen", "tench"), [0, 1][:n])
+    photos = eval_set("photos", root / "celeba" / "img_align_celeba", limit)
+    assert (photos.size, photos.picture(0).shape, photos.labels) == (n, (3, 50, 70), None)
+    assert photos.classes
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "says"),
+    [("kodak", None, "unknown data set 'kodak'.*photos"), ("scenes", 0, "limit 0"), ("photos", -1, "limit -1")],
+)
+def test_names_and_limits_that_do_not_fit_are_named(name: str, limit: int | None, says: str, root: Path):
+    with pytest.raises(ValueError, match=says):
+        eval_set(name, root, limit)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "scenes"])
+def test_data_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PSIC_DATA_ROOT", raising=False)
+    with pytest.raises(FileNotFoundError, match="data root"):
+        eval_set(name)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        eval_set(name, tmp_path)
+
+
+def test_pictures_of_any_size_are_evaluated(model: PSIC, plain: PSIC, target: Target, root: Path):
+    photos = replace(eval_set("photos", root / "flickr8k"), classes=("cat", "dog"))
+    report = evaluate(model, plain, photos, target)
+    assert set(report["score"]) == {"classification"}
+    assert report["score"]["classification"]["original"] == 1.0

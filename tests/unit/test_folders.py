@@ -1,0 +1,242 @@
+"""Data sets in their standard layouts, built small in a temporary folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from psic_core.config import data_root
+from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder, in_memory, read_captions, square
+from psic_core.datasets.scenes import Scenes
+
+
+def paint(path: Path, level: int = 100, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (level, 0, 255 - level)).save(path)
+    return path
+
+
+# --- plain folders ----------------------------------------------------------------------------------
+
+
+def test_a_folder_is_its_pictures_sorted_and_nothing_else(tmp_path: Path):
+    for i, name in enumerate(("b.png", "a.JPG", "deep/er/c.webp")):
+        paint(tmp_path / name, 50 * i)
+    (tmp_path / "notes.txt").write_text("no picture")
+    folder = Folder(tmp_path)
+    assert [p.name for p in folder.files] == ["a.JPG", "b.png", "c.webp"]
+    assert len(folder) == 3
+    assert folder[1].shape == (3, 30, 40)
+    assert torch.equal(folder[1][:, 0, 0], torch.tensor([0.0, 0.0, 1.0]))
+
+
+def test_pictures_are_made_square_on_request(tmp_path: Path):
+    paint(tmp_path / "wide.png", size=(90, 30))
+    paint(tmp_path / "tall.png", size=(31, 77))
+    folder = Folder(tmp_path, size=24)
+    assert [tuple(folder[i].shape) for i in range(2)] == [(3, 24, 24)] * 2
+
+
+def test_in_memory_holds_the_bytes_of_the_files(tmp_path: Path):
+    paint(tmp_path / "a.png", 7)
+    paint(tmp_path / "b.png", 200)
+    held = in_memory(Folder(tmp_path))
+    assert (held.dtype, held.shape) == (torch.uint8, (2, 3, 30, 40))
+    assert held[:, 0, 5, 5].tolist() == [7, 200]
+    assert torch.equal(in_memory(Folder(tmp_path), [1]), held[1:])
+    assert in_memory(Scenes("test", 2, 32)).shape == (2, 3, 32, 32)
+
+
+def test_square_keeps_the_middle():
+    image = Image.new("RGB", (90, 30))
+    image.paste((255, 255, 255), (30, 0, 60, 30))
+    assert square(image, 30).getextrema() == ((255, 255),) * 3
+    assert square(image, 12).size == (12, 12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (300, 7)])
+def test_square_takes_any_shape(size: tuple[int, int]):
+    assert square(Image.new("RGB", size), 16).size == (16, 16)
+
+
+def test_an_empty_or_absent_folder_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no pictures \(.*\.png.*under '.*'"):
+        Folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder '.*nowhere'"):
+        Folder(tmp_path / "nowhere")
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 nothing follows")
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        Folder(tmp_path)[0]
+
+
+# --- Flickr8k ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flickr(tmp_path: Path) -> Path:
+    root = tmp_path / "flickr8k"
+    lines = ["image,caption"]
+    for i in range(4):
+        paint(root / "Images" / f"{i}.jpg")
+        lines += [f"{i}.jpg,caption {j} of {i} ." for j in range(4)]
+        lines.append(f'{i}.jpg,"A ""big"" dog, a cat, and {i} birds ."')
+    (root / "captions.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (root / "splits").mkdir()
+    for split, names in (("train", "3.jpg\n1.jpg\n"), ("dev", "0.jpg\n"), ("test", "2.jpg")):
+        (root / "splits" / f"Flickr_8k.{split}Images.txt").write_text(names)
+    return root
+
+
+def test_flickr8k_follows_its_official_splits(flickr: Path):
+    train = Flickr8k(flickr, "train", 20)
+    assert [p.name for p in train.files] == ["3.jpg", "1.jpg"]
+    assert [row[0] for row in train.captions] == ["caption 0 of 3 .", "caption 0 of 1 ."]
+    assert train[0].shape == (3, 20, 20)
+    assert [len(Flickr8k(flickr, split)) for split in ("train", "dev", "test", "all")] == [2, 1, 1, 4]
+
+
+def test_commas_and_quotes_belong_to_a_caption(flickr: Path):
+    assert Flickr8k(flickr, "test").captions[0][4] == 'A "big" dog, a cat, and 2 birds .'
+    assert all(len(row) == 5 for row in Flickr8k(flickr, "all").captions)
+
+
+def test_a_missing_split_is_named(flickr: Path):
+    (flickr / "splits" / "Flickr_8k.devImages.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Flickr_8k\.devImages.*asked for 'dev'"):
+        Flickr8k(flickr, "dev")
+
+
+def test_a_picture_without_captions_is_named(flickr: Path):
+    (flickr / "splits" / "Flickr_8k.testImages.txt").write_text("2.jpg\n9.jpg\n")
+    with pytest.raises(ValueError, match=r"'9\.jpg'.*test split.*captions"):
+        Flickr8k(flickr, "test")
+
+
+def test_missing_captions_are_named(flickr: Path):
+    (flickr / "captions.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"captions\.txt"):
+        Flickr8k(flickr)
+
+
+@pytest.mark.parametrize("text", ["1.jpg,a dog\n", "file;text\n1.jpg;a dog\n", "image,caption\n1.jpg\n"])
+def test_captions_in_another_form_are_refused(text: str, tmp_path: Path):
+    (tmp_path / "captions.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"captions\.txt.*image,caption"):
+        read_captions(tmp_path / "captions.txt")
+
+
+# --- CelebA -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def celeba(tmp_path: Path) -> Path:
+    root = tmp_path / "celeba"
+    for i in (1, 2, 3):
+        paint(root / "img_align_celeba" / f"{i:06}.jpg")
+    lines = ["3", "Bald Smiling Young ", "000001.jpg -1  1 -1", "000003.jpg  1 -1  1 ", "000009.jpg 1 1 1", ""]
+    (root / "list_attr_celeba.txt").write_text("\n".join(lines))
+    return root
+
+
+def test_celeba_joins_pictures_and_attributes_by_name(celeba: Path):
+    faces = CelebA(celeba, 20)
+    assert faces.attributes == ("Bald", "Smiling", "Young")
+    assert [p.name for p in faces.files] == ["000001.jpg", "000003.jpg"]  # one has no attributes, one no picture
+    assert faces.labels.tolist() == [[False, True, False], [True, False, True]]
+    assert len(faces) == 2
+    assert faces[1].shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize("text", ["", "2\nBald Young\n000001.jpg 1\n", "1\nBald\n000009.jpg 1\n"])
+def test_attributes_in_another_form_are_refused(text: str, celeba: Path):
+    (celeba / "list_attr_celeba.txt").write_text(text)
+    with pytest.raises(ValueError, match="list_attr_celeba"):
+        CelebA(celeba)
+
+
+def test_missing_attributes_are_named(celeba: Path):
+    (celeba / "list_attr_celeba.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="list_attr_celeba"):
+        CelebA(celeba)
+
+
+# --- ImageNet-style ---------------------------------------------------------------------------------
+
+
+def test_imagenet_folders_follow_their_class_list(tmp_path: Path):
+    for name in ("x.jpg", "y.jpg", "z.jpg"):
+        paint(tmp_path / name)
+    rows = ["index,synset,class_name,file", "10,n3,crane,z.jpg", '2,n1,"hen, brown",y.jpg', "1,n0,tench,x.jpg"]
+    (tmp_path / "classes.csv").write_text("\n".join(rows) + "\n")
+    data = ImageNetFolder(tmp_path, 20)
+    assert data.classes == ("tench", "hen, brown", "crane")  # by number, not by spelling
+    assert [p.name for p in data.files] == ["x.jpg", "y.jpg", "z.jpg"]
+    assert data.labels.tolist() == [0, 1, 2]
+    assert data[2].shape == (3, 20, 20)
+
+
+def test_two_pictures_of_a_class_share_its_label(tmp_path: Path):
+    paint(tmp_path / "x.jpg")
+    rows = ["index,synset,class_name,file", "1,n0,tench,x.jpg", "1,n0,tench,x.jpg", "2,n1,hen,x.jpg"]
+    (tmp_path / "classes.csv").write_text("\n".join(rows))
+    data = ImageNetFolder(tmp_path)
+    assert (data.classes, data.labels.tolist()) == (("tench", "hen"), [0, 0, 1])
+
+
+def test_a_missing_or_foreign_class_list_is_named(tmp_path: Path):
+    paint(tmp_path / "x.jpg")
+    with pytest.raises(FileNotFoundError, match=r"classes\.csv"):
+        ImageNetFolder(tmp_path)
+    (tmp_path / "classes.csv").write_text("name,path\ntench,x.jpg\n")
+    with pytest.raises(ValueError, match=r"classes\.csv.*index,synset,class_name,file"):
+        ImageNetFolder(tmp_path)
+
+
+# --- the data root ----------------------------------------------------------------------------------
+
+
+def test_the_data_root_is_an_argument_or_an_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PSIC_DATA_ROOT", raising=False)
+    with pytest.raises(FileNotFoundError, match="--data-root DIR or set PSIC_DATA_ROOT"):
+        data_root()
+    monkeypatch.setenv("PSIC_DATA_ROOT", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
+        data_root()
+    assert data_root(tmp_path) == tmp_path
+    monkeypatch.setenv("PSIC_DATA_ROOT", str(tmp_path))
+    assert data_root() == tmp_path
+
+
+REAL = Path(os.environ.get("PSIC_DATA_ROOT", "/nowhere"))
+
+
+@pytest.mark.skipif(not (REAL / "flickr8k").is_dir(), reason="set PSIC_DATA_ROOT to a folder that holds flickr8k/")
+def test_the_real_flickr8k_has_its_known_numbers():
+    sizes = {split: len(Flickr8k(REAL / "flickr8k", split)) for split in ("train", "dev", "test", "all")}
+    assert sizes == {"train": 6000, "dev": 1000, "test": 1000, "all": 8091}
+    data = Flickr8k(REAL / "flickr8k", "test", 64)
+    assert {len(row) for row in data.captions} == {5}
+    assert data[999].shape == (3, 64, 64)
+
+
+@pytest.mark.skipif(not (REAL / "celeba").is_dir(), reason="set PSIC_DATA_ROOT to a folder that holds celeba/")
+def test_the_real_celeba_has_forty_attributes():
+    faces = CelebA(REAL / "celeba", 64)
+    assert (len(faces.attributes), faces.labels.shape) == (40, (len(faces), 40))
+    assert 0.3 < faces.labels[:, faces.attributes.index("Male")].float().mean() < 0.55
+    assert faces[0].shape == (3, 64, 64)
+
+
+@pytest.mark.skipif(
+    not (REAL / "imagenet_sample").is_dir(), reason="set PSIC_DATA_ROOT to a folder that holds imagenet_sample/"
+)
+def test_the_real_imagenet_sample_has_a_picture_for_each_label():
+    data = ImageNetFolder(REAL / "imagenet_sample", 64)
+    assert len(data) == len(data.labels)
+    assert all(p.is_file() for p in data.files)
+    assert int(data.labels.max()) == len(data.classes) - 1

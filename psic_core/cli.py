@@ -127,7 +127,7 @@ def train(args: argparse.Namespace) -> None:
     names = {f.name for f in _train_fields()}
     run_phase(
         {k: v for k, v in vars(args).items() if k in names and v is not None},
-        args.init, args.out, args.dataset, args.data_root, args.scenes, args.target, args.kind, args.half,
+        args.init, args.out, args.dataset, args.data_root, args.scenes, args.target, args.kind, args.half, args.pictures,
     )  # fmt: skip
 
 
@@ -159,6 +159,7 @@ def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dataset", nargs="+", default=["scenes"], help="scenes, flickr8k, or folders of pictures")
     p.add_argument("--data-root")
     p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
+    p.add_argument("--pictures", type=int, help="train on about so many of the pictures, evenly spread")
     p.add_argument("--target", default="lite-clip")
     p.add_argument("--half", action="store_true", help="store the finished checkpoint as float16")
     for f in _train_fields():

@@ -23,9 +23,27 @@ from psic_core.versions import VERSIONS, code_versions
 
 DATASETS = ("scenes", "flickr8k", "celeba", "imagenet", "photos")
 NULLS = ("protected", "full", "jpeg", "noise", "wrong_key")  # the rows of every ASR table
-PHOTO_CLASSES = tuple(
-    "person,child,dog,cat,bird,horse,car,boat,airplane,food,cup of coffee,flower,tree,building,street,beach,"
-    "mountain,rocket,astronaut,furniture".split(",")
+PHOTO_CLASSES = (
+    "person",
+    "child",
+    "dog",
+    "cat",
+    "bird",
+    "horse",
+    "car",
+    "boat",
+    "airplane",
+    "food",
+    "cup of coffee",
+    "flower",
+    "tree",
+    "building",
+    "street",
+    "beach",
+    "mountain",
+    "rocket",
+    "astronaut",
+    "motorcycle",
 )
 
 

@@ -61,6 +61,14 @@ class Pairs:
         """Both, one after the other; features are dropped."""
         return Pairs(torch.cat([self.pictures, other.pictures]), [*self.captions, *other.captions])
 
+    def thin(self, n: int) -> "Pairs":
+        """About n of the pictures, evenly spread, with whatever features they have."""
+        keep = torch.arange(0, len(self), max(1, len(self) // n))
+        parts = (self.image_features, self.text_features, self.caption_ids)
+        return Pairs(
+            self.pictures[keep], [self.captions[i] for i in keep.tolist()], *(p if p is None else p[keep] for p in parts)
+        )
+
     def _content(self, target: Target) -> str:
         digest = hashlib.sha256(target.name.encode())
         for name, p in target.model.state_dict().items():

@@ -58,6 +58,7 @@ def run_phase(
     target_name: str = "lite-clip",
     kind: str | None = None,
     half: bool = False,
+    pictures: int | None = None,
 ) -> PSIC:
     """Train one phase and write ``out/model.safetensors`` with its card; resumes a run found in ``out``.
 
@@ -71,6 +72,7 @@ def run_phase(
         target_name: The model under attack; not loaded for a plain model.
         kind: ``plain`` leaves the triggers out; default: what ``init`` is, plain for stage ``plain``.
         half: Store float16.
+        pictures: Train on about so many, evenly spread; stage two encodes each once before it starts.
 
     Raises:
         ValueError: An option does not fit, or ``out`` holds a run of another configuration.
@@ -82,16 +84,17 @@ def run_phase(
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = kind or ("plain" if config.stage == "plain" else "psic")
     before = getattr(model, "card", {})
-    about = {"config": asdict(config), "init": init, "datasets": list(datasets), "kind": model.kind}
+    about = {"config": asdict(config), "init": init, "datasets": list(datasets), "pictures": pictures, "kind": model.kind}
     _check_same_run(out, about)
     pairs, target = load_pairs(datasets, root, scenes), None
     if model.kind != "plain":
         target = load_target(target_name)
         pairs = pairs.with_features(target, out.parent / "cache")
+    pairs = pairs.thin(pictures) if pictures else pairs
     trainer = Trainer(model, pairs, config, target, out)
     rows = trainer.fit()
     history = [*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}]
-    card = {"history": history, "pictures": len(pairs), "last": rows[-1] if rows else None}
+    card = {"history": history, "last": rows[-1] if rows else None}
     save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
     return model
 

@@ -157,7 +157,7 @@ class Trainer:
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
             row["pull_uc"] = pull(config.lmbda * config.gamma * attack, out["x_hat"])
             row["pull_mse"] = pull(config.lmbda * config.mu * 255**2 * rd.mse, out["x_hat"])
-        row |= {"bpp": float(rd.bpp), "psnr": float(-10 * torch.log10(rd.mse.detach()))}
+        row |= {"bpp": float(rd.bpp.detach()), "psnr": float(-10 * torch.log10(rd.mse.detach()))}
         loss = rd.loss + config.lmbda * config.gamma * attack
         return loss, row | {"loss": float(loss.detach())}
 

@@ -127,7 +127,8 @@ def train(args: argparse.Namespace) -> None:
     names = {f.name for f in _train_fields()}
     run_phase(
         {k: v for k, v in vars(args).items() if k in names and v is not None},
-        args.init, args.out, args.dataset, args.data_root, args.scenes, args.target, args.kind, args.half, args.pictures,
+        args.init, args.out, args.dataset, args.data_root, args.scenes, args.target, args.kind, args.half,
+        args.pictures,
     )  # fmt: skip
 
 

@@ -85,6 +85,7 @@ class TrainConfig:
     crop: int = 128  # pixels, a multiple of 16 in stage two (windows of the cached latents)
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5  # the cosine schedule's end
+    trigger_rate: float = 5.0  # the triggers' learning rate, as a multiple: they start from zero
     warmup: int = 50  # steps of linear warm-up
     lmbda: float = 0.0035  # CompressAI's quality 2
     gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, far too weak (decision 6)

@@ -66,7 +66,9 @@ class Pairs:
         keep = torch.arange(0, len(self), max(1, len(self) // n))
         parts = (self.image_features, self.text_features, self.caption_ids)
         return Pairs(
-            self.pictures[keep], [self.captions[i] for i in keep.tolist()], *(p if p is None else p[keep] for p in parts)
+            self.pictures[keep],
+            [self.captions[i] for i in keep.tolist()],
+            *(p if p is None else p[keep] for p in parts),
         )
 
     def _content(self, target: Target) -> str:

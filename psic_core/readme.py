@@ -1,13 +1,22 @@
-"""Keeps README's figures equal to data/results: ``python -m psic_core.readme [--check]``."""
+"""Keeps the figures in README and model cards equal to data/: ``python -m psic_core.readme [--check]``."""
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import skimage.data
+from PIL import Image
+
+from psic_core import figures
+from psic_core.checkpoints import load_checkpoint, read_card
 from psic_core.config import data_dir, repo_dir
+from psic_core.datasets.scenes import contact_sheet
+from psic_core.evaluation import PHOTO_CLASSES
+from psic_core.images import to_tensor
+from psic_core.targets import load_target
 
 TASKS = {
     "t2i": "text→image retrieval, R@1",
@@ -51,6 +60,24 @@ def results_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def history_table(names: Sequence[str]) -> str:
+    """A Markdown table of the phases that made each shipped checkpoint, from its header."""
+    lines = [
+        "| checkpoint | stage | steps × batch | pictures from | γ | minutes | hardware | commit |",
+        "|---" * 8 + "|",
+    ]
+    for name in names:
+        for phase in read_card(name)["card"]["history"]:
+            c = phase["config"]
+            attacked = c["stage"] != "plain" and phase["kind"] != "plain"
+            lines.append(
+                f"| {name} | {c['stage']} | {c['steps']} × {c['batch_size']} | {', '.join(phase['datasets'])}"
+                f" | {c['gamma'] if attacked else '–'} | {phase['seconds'] / 60:.0f} | {phase['hardware']}"
+                f" | {phase['commit'][:8]}{'+' if '+' in phase['commit'] else ''} |"
+            )
+    return "\n".join(lines)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``.
 
@@ -65,17 +92,52 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def main() -> int:
-    """Rewrite README.md, or with ``--check`` say whether it is up to date."""
+    """Rewrite both pages, or with ``--check`` say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    path = repo_dir() / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = fill(old, "results", results_table(reports()))
-    if parser.parse_args().check:
-        print("README.md is up to date" if new == old else "README.md is stale: run python -m psic_core.readme")
-        return int(new != old)
-    path.write_text(new, encoding="utf-8")
-    return 0
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is stale")
+    parser.add_argument("--pictures", action="store_true", help="make README's two pictures anew as well")
+    args = parser.parse_args()
+    check, stale = args.check, 0
+    if args.pictures:
+        make_pictures()
+    cards = data_dir() / "checkpoints"
+    names = sorted(p.stem for p in cards.glob("p*-q*.safetensors"))
+    pages = {
+        repo_dir() / "README.md": ("results", results_table(reports())),
+        cards / "README.md": ("history", history_table(names)),
+    }
+    for path, (name, content) in pages.items():
+        old = path.read_text(encoding="utf-8")
+        new = fill(old, name, content)
+        if check and new != old:
+            print(f"{path} is stale: run python -m psic_core.readme")
+            stale = 1
+        elif not check:
+            path.write_text(new, encoding="utf-8")
+    return stale
+
+
+def make_pictures(name: str = "chelsea", side: int = 192) -> None:
+    """The strip and the contact sheet of README: one of scikit-image's photographs, forty scenes."""
+    model, target = load_checkpoint("psic-q2"), load_target("lite-clip")
+    photo = Image.fromarray(getattr(skimage.data, name)())
+    scale = side / min(photo.size)
+    photo = photo.resize([round(s * scale) for s in photo.size], Image.Resampling.LANCZOS)
+    data = model.compress(photo, keyword="my cat")
+    versions = {
+        "original": photo,
+        "full": model.decompress(data, "my cat"),
+        "protected": model.decompress(data),
+        "wrong keyword": model.decompress(data, "my dog"),
+    }
+    text = target.encode_text([f"a photo of a {c}" for c in PHOTO_CLASSES])
+    notes = {}
+    for version, picture in versions.items():
+        cosine = target.encode_image(to_tensor(picture)) @ text.T
+        belief, k = (target.model.logit_scale.exp() * cosine).softmax(-1)[0].max(0)
+        notes[version] = f"“{PHOTO_CLASSES[int(k)]}” {100 * float(belief):.0f} %"
+    figures.save(figures.strip(versions, notes), data_dir() / "results" / "strip.png")
+    contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
 
 
 def _cell(estimate: Mapping[str, Any], bold: bool) -> str:

@@ -84,7 +84,13 @@ def run_phase(
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = kind or ("plain" if config.stage == "plain" else "psic")
     before = getattr(model, "card", {})
-    about = {"config": asdict(config), "init": init, "datasets": list(datasets), "pictures": pictures, "kind": model.kind}
+    about = {
+        "config": asdict(config),
+        "init": init,
+        "datasets": list(datasets),
+        "pictures": pictures,
+        "kind": model.kind,
+    }
     _check_same_run(out, about)
     pairs, target = load_pairs(datasets, root, scenes), None
     if model.kind != "plain":

@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -70,8 +70,7 @@ class Trainer:
         self.seconds = 0.0
         self._freeze(model)
         objectives = ("full", "protected") if self.attacks else ("full",)
-        main = [p for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")]
-        optimisers = [torch.optim.Adam(main, config.learning_rate) for _ in objectives]
+        optimisers = [torch.optim.Adam(self._groups(model)) for _ in objectives]
         self.model, *optimisers = self.accelerator.prepare(model, *optimisers)
         self.optimisers = dict(zip(objectives, optimisers, strict=True))
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles") and p.requires_grad]
@@ -118,10 +117,10 @@ class Trainer:
         optimiser = self.optimisers[names[0]]
         optimiser.zero_grad(set_to_none=True)
         self.accelerator.backward(sum(losses) / len(losses))
-        parameters = optimiser.param_groups[0]["params"]
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
         row["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, config.clip_grad))
         for group in optimiser.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+            group["lr"] = self.learning_rate(self.step) * group["scale"]
         optimiser.step()
         if self.aux is not None:
             self.aux.zero_grad()
@@ -261,6 +260,14 @@ class Trainer:
 
     def _seed(self) -> int:
         return (self.config.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
+
+    def _groups(self, model: PSIC) -> list[dict[str, Any]]:
+        """The codec's parameters, and the triggers' at a rate of their own: they start from nothing."""
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")]
+        codec = [p for n, p in named if "triggers" not in n]
+        triggers = [p for n, p in named if "triggers" in n]
+        groups = [{"params": codec, "scale": 1.0}, {"params": triggers, "scale": self.config.trigger_rate}]
+        return [g | {"lr": self.config.learning_rate * g["scale"]} for g in groups if g["params"]]
 
     def _freeze(self, model: PSIC) -> None:
         model.train().requires_grad_(True)

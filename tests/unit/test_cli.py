@@ -198,7 +198,8 @@ def test_errors_are_one_sentence_and_status_two(
 
 @pytest.mark.parametrize(
     "words", [[], ["encrypt"], ["encode"], ["evaluate", "--dataset", "kodak"], ["train", "-o", "x", "--steps", "ten"],
-              ["train", "-o", "x", "--stage", "three"], ["train", "-o", "x", "--schedule", "alternating"]],
+              ["train", "-o", "x", "--stage", "three"], ["train", "-o", "x", "--schedule", "alternating"],
+              ["train", "-o", "x", "--center", "maybe"]],
 )  # fmt: skip
 def test_wrong_words_show_the_usage(words: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stopped:

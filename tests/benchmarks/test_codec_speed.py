@@ -1,0 +1,152 @@
+"""PSIC's speed against CompressAI's own model of the same size, measured in turns in one run.
+
+``make bench`` runs these without the tests' runtime type checks. ``PSIC_BENCH_OUT=FILE`` keeps the results as JSON.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+from compressai.losses import RateDistortionLoss
+from compressai.models import ScaleHyperprior
+from pytest_benchmark.fixture import BenchmarkFixture
+from skimage import data
+from torch import Tensor
+from torch.nn import functional
+
+from psic_core.checkpoints import provenance
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig, TrainConfig
+from psic_core.pairs import Pairs
+from psic_core.targets import load_target
+from psic_core.trainer import Trainer
+
+ALLOWED = 1.1  # times CompressAI's own time
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model() -> PSIC:
+    """Random weights, but latents and scales about as large as a trained codec's."""
+    torch.manual_seed(0)
+    model = PSIC.build(CodecConfig(n=64, m=96)).eval()
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(8)
+        model.backbone.h_s[-2].bias.fill_(0.5)
+    return model
+
+
+@pytest.fixture
+def own(model: PSIC) -> ScaleHyperprior:
+    """CompressAI's own model with the same weights: its ``g_s`` is PSIC's, triggers left out."""
+    own = ScaleHyperprior(64, 96).eval()
+    decoder = [layer.state_dict() for stage in model.g_s.stages for layer in stage]
+    state = model.backbone.state_dict() | {
+        f"g_s.{i}.{name}": tensor for i, layer in enumerate(decoder) for name, tensor in layer.items()
+    }
+    own.load_state_dict(state)
+    own.update(force=True)
+    return own
+
+
+def in_turns(
+    benchmark: BenchmarkFixture, name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+) -> float:
+    """The ratio of the median times; first one, then the other begins, so that neither has the quieter moments."""
+    taken: dict[str, list[float]] = {"ours": [], "theirs": []}
+
+    def one_round() -> None:
+        order = [("ours", ours), ("theirs", theirs)]
+        for who, run in order if len(taken["ours"]) % 2 else reversed(order):
+            started = time.perf_counter()
+            run()
+            taken[who].append(time.perf_counter() - started)
+
+    benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=2)
+    medians = {who: median(times[2:]) for who, times in taken.items()}
+    ratio = medians["ours"] / medians["theirs"]
+    figures = {"ours_s": medians["ours"], "compressai_s": medians["theirs"], "ratio": ratio, "rounds": rounds}
+    benchmark.extra_info.update(figures)
+    print(f"\n{name}: PSIC {medians['ours']:.4f} s, CompressAI {medians['theirs']:.4f} s, ratio {ratio:.3f}")
+    keep(name, figures)
+    return ratio
+
+
+def keep(name: str, figures: dict[str, float]) -> None:
+    if out := os.environ.get("PSIC_BENCH_OUT"):
+        path = Path(out)
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found | {name: figures, "provenance": provenance()}, indent=1) + "\n")
+
+
+def photo() -> Tensor:
+    pixels = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None].float() / 255
+    return functional.interpolate(pixels, size=(512, 768), mode="bilinear", antialias=True)
+
+
+def test_encoding_and_decoding_takes_as_long_as_compressais_own(
+    model: PSIC, own: ScaleHyperprior, benchmark: BenchmarkFixture
+):
+    x = photo()
+    file = model.compress(x)
+    assert 0.2 < 8 * len(file) / (512 * 768) < 1.2  # the entropy coder has as much to do as in earnest
+    with torch.no_grad():
+        coded = own.compress(x)
+        theirs = own.decompress(coded["strings"], coded["shape"])["x_hat"]
+    assert torch.allclose(model.decompress_tensor(file), theirs, atol=1e-5)  # the same work is done
+
+    def compressai() -> None:
+        with torch.no_grad():
+            coded = own.compress(x)
+            own.decompress(coded["strings"], coded["shape"])
+
+    ratio = in_turns(benchmark, "encode + decode 512x768", lambda: model.decompress_tensor(model.compress(x)), compressai, 15)
+    assert ratio <= ALLOWED
+
+
+def compressai_step(own: ScaleHyperprior, x: Tensor) -> Callable[[], None]:
+    """A training step as CompressAI's example script takes it."""
+    own.train()
+    criterion = RateDistortionLoss(lmbda=0.0035)
+    main = [p for n, p in own.named_parameters() if not n.endswith("quantiles")]
+    quantiles = [p for n, p in own.named_parameters() if n.endswith("quantiles")]
+    optimiser, aux = torch.optim.Adam(main, 1e-4), torch.optim.Adam(quantiles, 1e-3)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        aux.zero_grad()
+        criterion(own(x), x)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(main, 1.0)
+        optimiser.step()
+        own.aux_loss().backward()
+        aux.step()
+
+    return step
+
+
+def test_a_training_step_takes_as_long_as_compressais_own(own: ScaleHyperprior, benchmark: BenchmarkFixture):
+    torch.manual_seed(0)
+    pictures = torch.randint(256, (8, 3, 128, 128), dtype=torch.uint8)
+    pairs = Pairs(pictures, [("a",)] * 8).with_features(target := load_target("tiny"))
+    config = TrainConfig(stage="one", batch_size=8, crop=128, learning_rate=1e-4)
+    run = Trainer(PSIC.build(CodecConfig(n=64, m=96)), pairs, config, target)
+
+    def ours() -> None:
+        run.step = 0  # S1-1's turn, always
+        assert run.train_step()["objective"] == "full"
+
+    ratio = in_turns(benchmark, "training step 8x128x128", ours, compressai_step(own, pictures / 255), 15)
+    assert ratio <= 1.25  # it also draws its batch, decodes with triggers and logs

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 DEFAULT_CHECKPOINT = "psic-q2"
 
@@ -164,9 +164,16 @@ def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--target", default="lite-clip")
     p.add_argument("--half", action="store_true", help="store the finished checkpoint as float16")
     for f in _train_fields():
-        kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", ""), str)
-        kind = (lambda v: v.lower() in ("1", "true", "yes")) if f.type is bool else kind
-        p.add_argument("--" + f.name.replace("_", "-"), type=kind, help=f"default {f.default}")
+        options = (
+            {"choices": get_args(f.type)} if get_args(f.type) else {"type": _yes_or_no if f.type is bool else f.type}
+        )
+        p.add_argument("--" + f.name.replace("_", "-"), help=f"default {f.default}", **options)
+
+
+def _yes_or_no(word: str) -> bool:
+    if word.lower() not in ("yes", "no", "true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither yes nor no")
+    return word.lower() in ("yes", "true")
 
 
 def _train_fields() -> tuple[Any, ...]:

@@ -4,8 +4,9 @@ import hashlib
 from typing import Any
 
 import torch
+from compressai.entropy_models import EntropyModel
 from compressai.models import CompressionModel
-from compressai.zoo.image import model_architectures
+from compressai.registry import MODELS
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
-from psic_core.images import pad_to, to_pil, to_tensor
+from psic_core.images import one_picture, pad_to, to_pil
 from psic_core.triggers import ConditionalSynthesis, split_stages
+
+_TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
 
 
 class LatentTap(nn.Module):
@@ -27,7 +30,7 @@ class LatentTap(nn.Module):
 
     def forward(self, y_hat: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch m h w"]:
         """Identity. Decompressing models clamp the result in place, hence the copy."""
-        self.y_hat = y_hat
+        self.y_hat = y_hat.detach()  # a graph would outlive its step, and forbid copying the model
         return y_hat.clone()
 
 
@@ -51,6 +54,13 @@ class PSIC(nn.Module):
         self.secret = secret
         self.kind = "psic"
         factor = backbone.downsampling_factor
+        for module in backbone.modules():
+            if isinstance(module, EntropyModel):  # tables follow from weights; their sizes hinder load_state_dict
+                module._non_persistent_buffers_set.update(module._buffers.keys() & set(_TABLES))
+                module.register_load_state_dict_pre_hook(_drop_tables)
+        for name, module in backbone.named_children():
+            if name in ("g_a", "h_a"):
+                module.register_forward_hook(_refuse_wild_latents)
         with torch.no_grad():
             tap, synthesis = LatentTap(), backbone.g_s
             backbone.g_s = tap
@@ -58,7 +68,7 @@ class PSIC(nn.Module):
         stages, channels = split_stages(synthesis, tap.y_hat)
         self.backbone = backbone.train()
         self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden)
-        self._coded_by: tuple | None = None
+        self._fingerprint = b""  # of the weights that the entropy coder's tables were made from
 
     @classmethod
     def build(cls, config: CodecConfig | None = None, secret: bytes | None = None) -> "PSIC":
@@ -68,10 +78,12 @@ class PSIC(nn.Module):
             ValueError: The architecture is not in CompressAI's zoo.
         """
         config = config or CodecConfig()
-        if config.architecture not in model_architectures:
-            known = ", ".join(sorted(model_architectures))
-            raise ValueError(f"unknown architecture {config.architecture!r}; CompressAI has {known}")
-        backbone = model_architectures[config.architecture](config.n, config.m)
+        # Checkerboard and ELIC say no factor, and nest their shapes.
+        known = [name for name in bitstream.ARCHITECTURES if hasattr(MODELS[name], "downsampling_factor")]
+        if config.architecture not in known:
+            raise ValueError(f"architecture {config.architecture!r} is none of {', '.join(known)}")
+        sizes = (config.n,) if config.architecture.startswith("cheng2020") else (config.n, config.m)
+        backbone = MODELS[config.architecture](*sizes)
         return cls(backbone, config, secret or keys.secret(PUBLIC_PASSPHRASE))
 
     # --- training and evaluation on tensors -------------------------------------------------------------
@@ -142,7 +154,7 @@ class PSIC(nn.Module):
         Raises:
             ValueError: Not a single RGB picture in [0, 1]; model not float32 on the CPU; secret missing.
         """
-        x = self._one_picture(image)
+        x = one_picture(image)
         slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
         with torch.no_grad():
             self._ready()
@@ -153,7 +165,7 @@ class PSIC(nn.Module):
             Stream(
                 architecture=self.config.architecture,
                 quality=self.config.quality,
-                fingerprint=self.fingerprint(),
+                fingerprint=self._fingerprint,
                 height=x.shape[-2],
                 width=x.shape[-1],
                 shape=tuple(coded["shape"]),
@@ -198,13 +210,14 @@ class PSIC(nn.Module):
             raise BitstreamError(
                 f"latent shape {stream.shape} does not fit a picture of {stream.height}x{stream.width}"
             )
-        with torch.no_grad():
-            self._ready()
-            try:
+        try:
+            with torch.no_grad():
                 y_hat = self._entropy_decode(stream.strings, shape)
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise BitstreamError(f"the coded latents cannot be read: {error}") from error
-        if bitstream.latent_checksum(y_hat) != stream.latent_checksum:
+            checksum = bitstream.latent_checksum(y_hat)
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            reason = str(error) or f"{len(stream.strings)} strings are not what this architecture writes"
+            raise BitstreamError(f"the coded latents cannot be read: {reason}") from error
+        if checksum != stream.latent_checksum:
             raise BitstreamError("the latents decode to other values than were coded: damaged, or coded on a machine "
                                  "whose arithmetic differs")  # fmt: skip
         return y_hat
@@ -234,43 +247,47 @@ class PSIC(nn.Module):
 
     def _entropy_decode(self, strings: tuple[bytes, ...], shape: tuple[int, int]) -> Float[Tensor, "1 m h w"]:
         # The range decoder does not check its bounds. Zeros behind each string keep a forged file from
-        # reading foreign memory: a symbol takes at most 4 bytes, and zeros end its escape code.
+        # reading foreign memory: a symbol takes at most 2 bytes, and an escape code, which a string can
+        # announce to be 15 times as long as the announcement, ends in zeros.
         symbols = shape[0] * shape[1] * self.backbone.downsampling_factor**2
-        padded = [[string + bytes(4 * symbols + 64)] for string in strings]
+        longest = max(map(len, strings))
+        if longest > 16 * symbols + 64:
+            raise BitstreamError(f"a string of {longest} bytes is too long for {symbols} pixels")
+        padded = [[string + bytes(4 * symbols + 16 * len(string) + 4096)] for string in strings]
         self.backbone.decompress(padded, torch.Size(shape))
         return self.backbone.g_s.y_hat
 
     def _ready(self) -> None:
         """Refuse what corrupts streams; refresh the entropy coder's tables where the weights have changed.
 
-        CompressAI leaves ``update()`` to its users, who forget it. Tensors count their in-place changes, so a
-        comparison of those counters tells cheaply whether the tables are stale.
+        CompressAI leaves ``update()`` to its users, who forget it. The weights are hashed each time (3 ms a
+        million): tensors count their in-place changes, but not those of fused optimisers or of ``.data``.
         """
-        tensors = list(self.backbone.parameters())
-        if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in tensors):
-            p = tensors[0]
-            raise ValueError(
-                f"entropy coding on {p.device} in {p.dtype} would not decode elsewhere: call model.cpu().float() first"
-            )
-        version = tuple((p.data_ptr(), p._version) for p in tensors)
-        if version != self._coded_by:
+        digest = hashlib.sha256()
+        for name, p in self.backbone.named_parameters():
+            if p.device.type != "cpu" or p.dtype != torch.float32:
+                raise ValueError(
+                    f"entropy coding on {p.device} in {p.dtype} would not decode elsewhere: "
+                    "call model.cpu().float() first"
+                )
+            digest.update(name.encode())
+            digest.update(p.detach().contiguous().numpy())
+        if digest.digest()[:8] != self._fingerprint:
             self.backbone.update(force=True)
-            digest = hashlib.sha256()
-            for name, p in self.backbone.named_parameters():
-                digest.update(name.encode() + p.detach().contiguous().numpy().tobytes())
             self._fingerprint = digest.digest()[:8]
-            self._coded_by = version
 
     def _own_secret(self) -> bytes:
         self.full_condition()  # raises with the remedy where the secret is missing
         return self.secret
 
-    @staticmethod
-    def _one_picture(image: Image.Image | Tensor) -> Float[Tensor, "1 3 height width"]:
-        x = image if isinstance(image, Tensor) else to_tensor(image)
-        x = x[None] if x.ndim == 3 else x
-        if x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
-            raise ValueError(f"got shape {tuple(x.shape)}; compress takes one picture (1, 3, height, width)")
-        if not x.is_floating_point() or not torch.isfinite(x).all() or x.min() < 0 or x.max() > 1:
-            raise ValueError(f"got {x.dtype} in [{x.min():.3g}, {x.max():.3g}]; compress takes floats in [0, 1]")
-        return x.cpu().float()
+
+def _drop_tables(model: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """State that other versions saved holds the tables of other weights."""
+    for name in _TABLES:
+        state.pop(prefix + name, None)
+
+
+def _refuse_wild_latents(encoder: nn.Module, inputs: tuple[Tensor, ...], y: Float[Tensor, "batch m h w"]) -> None:
+    """CompressAI's range encoder never returns from a symbol of 2^27 or more, and NaN becomes one."""
+    if not torch.is_grad_enabled() and not bool((y.abs() < 2**24).all()):
+        raise ValueError(f"latents of up to {y.abs().max():.3g}: the model has diverged and cannot code a picture")

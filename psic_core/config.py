@@ -102,6 +102,20 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 250
 
+    def __post_init__(self) -> None:
+        """Refuse what would train nothing or crash late."""
+        for name, options in (
+            ("stage", ("plain", "one", "two")),
+            ("schedule", ("alternate", "sessions", "mixed")),
+            ("direction", ("i2t", "both")),
+            ("objective", ("uaeo", "naive")),
+        ):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
+        for name in ("steps", "batch_size", "crop", "learning_rate", "lmbda", "s", "tau", "save_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
     def fast(self) -> "TrainConfig":
         """The same recipe, cut to seconds for tests and notebooks."""
         return replace(self, steps=min(self.steps, 8), batch_size=4, crop=64, pool=16, warmup=2, save_every=4)

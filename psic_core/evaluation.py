@@ -1,6 +1,7 @@
 """The tasks, end to end, to one JSON: fidelity, rate, and what a target makes of each version."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,8 +184,8 @@ def retrieval(
     own = torch.arange(len(captions))[:, None] == owner[None, :]
     i2t = {v: correct_at_k(s, positives) for v, s in scores.items()}
     t2i = {v: correct_at_k(s.T, positives.T) for v, s in scores.items()}
-    among = {v: torch.where(own, s, scores["backbone"]) for v, s in scores.items()}
-    single = {v: correct_at_k(s.T, positives.T) for v, s in among.items()}
+    others = scores["backbone"].masked_fill(positives, -torch.inf)  # a twin is neither right nor wrong
+    single = {v: correct_at_k(torch.where(own, s, others).T, own.T) for v, s in scores.items()}
     rows = torch.arange(len(captions))
     return {"t2i": (t2i, owner), "i2t": (i2t, rows), "t2i_single": (single, owner)}
 
@@ -217,9 +218,17 @@ def table(report: Mapping[str, Any]) -> str:
 
 def write_json(report: Mapping[str, Any], path: str | Path) -> None:
     """Write a report; NaN becomes null, which JSON knows."""
-    text = json.dumps(report, indent=1, default=str)
+    text = json.dumps(_no_nan(report), indent=1, allow_nan=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text.replace("NaN", "null") + "\n", encoding="utf-8")
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_no_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @torch.no_grad()

@@ -43,8 +43,8 @@ def evidence(cos: Float[Tensor, " *shape"], s: float = 0.07, tau: float = 1.0) -
     Raises:
         ValueError: ``s`` or ``tau`` is not positive.
     """
-    if s <= 0 or tau <= 0:
-        raise ValueError(f"s={s}, tau={tau}: both temperatures must be above 0 (the paper's are 0.07 and 1)")
+    if not (s > 0 and tau >= 1 / 80):  # exp(88) is the end of float32, and B and S add evidence up
+        raise ValueError(f"s={s}, tau={tau}: s must be above 0, tau at least 1/80 (the paper's are 0.07 and 1)")
     squashed = torch.tanh(cos.float() / s)
     saturated = squashed.abs() == 1
     if saturated.sum() > 1 and (saturated.sum(-1) > 1).any():

@@ -1,5 +1,7 @@
 """Pictures in and out: any PIL mode to a float tensor in [0, 1] and back; padding for the codec."""
 
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,9 @@ def load_image(path: str | Path) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to upright 8-bit RGB: EXIF rotation applied, alpha laid on white, 16 bit scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    image.load()  # what cannot be read is an error, what cannot be read of EXIF is not
+    with suppress(SyntaxError, OSError, ValueError, struct.error):
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255, not scale
         depth = np.asarray(image).astype(np.float64)
         image = Image.fromarray(np.clip(np.round(depth / 257), 0, 255).astype(np.uint8))
@@ -45,6 +49,28 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "1 3 height width"]:
     """A picture as floats in [0, 1] with a batch axis."""
     pixels = torch.from_numpy(np.array(to_rgb(image)))
     return pixels.permute(2, 0, 1)[None].float() / 255
+
+
+def one_picture(image: Image.Image | Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "1 3 height width"]:
+    """What the codec takes, as float32 on the CPU: a Pillow picture of any mode, or a tensor with or without batch.
+
+    Raises:
+        TypeError: Neither a picture nor a tensor.
+        ValueError: Not one RGB picture of floats in [0, 1].
+    """
+    if not isinstance(image, (Tensor, Image.Image)):
+        raise TypeError(
+            f"got {type(image).__name__}; compress takes a picture (psic_core.images.load_image) or a tensor"
+        )
+    x = image if isinstance(image, Tensor) else to_tensor(image)
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
+        raise ValueError(f"got shape {tuple(x.shape)}; compress takes one picture (1, 3, height, width)")
+    if not x.is_floating_point():
+        raise ValueError(f"got {x.dtype}; compress takes floats in [0, 1]")
+    if not torch.isfinite(x).all() or x.min() < 0 or x.max() > 1:
+        raise ValueError(f"got values in [{x.min():.3g}, {x.max():.3g}]; compress takes floats in [0, 1]")
+    return x.cpu().float()
 
 
 def to_pil(x: Float[Tensor, "1 3 height width"]) -> Image.Image:

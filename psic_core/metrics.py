@@ -54,6 +54,8 @@ def correct_at_k(
         raise ValueError(f"k={k} is no rank among {scores.shape[1]} items")
     if not positives.any(1).all():
         raise ValueError(f"query {int((~positives.any(1)).nonzero()[0])} has no positive item")
+    if scores.isnan().any():
+        raise ValueError(f"query {int(scores.isnan().any(1).nonzero()[0])} has scores that are no numbers (NaN)")
     best = scores.masked_fill(~positives, -torch.inf).amax(1, keepdim=True)
     ahead = ((scores >= best) & ~positives).sum(1)
     return ahead < k
@@ -93,6 +95,8 @@ def attack_success_rate(
     if correct_before.shape != correct_after.shape or correct_before.ndim != 1:
         shapes = tuple(correct_before.shape), tuple(correct_after.shape)
         raise ValueError(f"both need one flag a sample, got shapes {shapes[0]} and {shapes[1]}")
+    if groups is not None and groups.shape != correct_before.shape:
+        raise ValueError(f"{groups.numel()} groups do not fit {len(correct_before)} samples; give one a sample")
     right = correct_before.double()
     flipped = (correct_before & ~correct_after).double()
     if right.sum() == 0:

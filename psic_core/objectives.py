@@ -67,6 +67,8 @@ def uaeo_loss(
     """
     if len(target) and (target.min() < 0 or target.max() >= len(text_features)):
         raise ValueError(f"target {target.tolist()} points outside the {len(text_features)} captions")
+    if not s > 0 or direction not in ("i2t", "both"):
+        raise ValueError(f"s={s}, direction={direction!r}: s must be above 0, direction 'i2t' or 'both'")
     logits = image_features.float() @ text_features.float().T / s
     i2t = functional.cross_entropy(logits, target)
     if direction == "i2t":

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,6 @@ class Trainer:
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles") and p.requires_grad]
         self.aux = torch.optim.Adam(quantiles, AUX_LEARNING_RATE) if quantiles else None
         self.target = target.to(self.accelerator.device) if target is not None else None
-        self.latents = self._cache_latents() if config.stage == "two" else None
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class Trainer:
         for name in names:
             loss, logged = self.loss_full(batch) if name == "full" else self.loss_protected(batch)
             losses.append(loss)
-            row |= logged
+            row |= logged if turn != "mixed" else {f"{key}_{name}": value for key, value in logged.items()}
         optimiser = self.optimisers[names[0]]
         optimiser.zero_grad(set_to_none=True)
         self.accelerator.backward(sum(losses) / len(losses))
@@ -143,7 +143,7 @@ class Trainer:
             seen = self.target.encode_image(round_to_8_bits(out["x_hat"]))
             drift = (1 - (seen * own).sum(1)).mean()
             loss = loss + self.config.lmbda * self.config.fidelity * drift
-            row["drift"] = drift
+            row |= {"drift": drift, "loss": loss}
         return loss, {k: float(v.detach()) for k, v in row.items()}
 
     def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
@@ -210,8 +210,11 @@ class Trainer:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch))
         return order[position : position + size]
 
-    def _cache_latents(self) -> Tensor:
-        """Rounded latents of every picture, whole: what decoders really get (decision 9)."""
+    @cached_property
+    def latents(self) -> Tensor | None:
+        """Stage two: rounded latents of every picture, whole, which is what decoders really get (decision 9)."""
+        if self.config.stage != "two":
+            return None
         model, chunks = self._unwrapped, []
         for pictures in tqdm(self.pairs.pictures.split(16), desc="latents", leave=False):
             x = pictures.to(self.accelerator.device).float() / 255
@@ -250,6 +253,7 @@ class Trainer:
             optimiser.optimizer.load_state_dict(state["optimisers"][name])
         if self.aux:
             self.aux.load_state_dict(state["aux"])
+        self.__dict__.pop("latents", None)  # they were another model's
         self.step, self.seconds = state["step"], state["seconds"]
 
     # --- inside -----------------------------------------------------------------------------------------

@@ -74,7 +74,15 @@ def jpeg(x: Float[Tensor, "1 3 height width"], quality: int) -> Float[Tensor, "1
 def noise_at(
     x: Float[Tensor, "1 3 height width"], level: float, rng: np.random.Generator
 ) -> Float[Tensor, "1 3 height width"]:
-    """Gaussian noise whose expected PSNR is ``level`` dB, clamped and rounded to 8 bits."""
-    sigma = 10 ** (-level / 20) if np.isfinite(level) else 0.0
+    """Gaussian noise at ``level`` dB after clamping and rounding to 8 bits."""
+    if not np.isfinite(level):
+        return round_to_8_bits(x)
     noise = torch.from_numpy(rng.standard_normal(tuple(x.shape), dtype=np.float32))
-    return round_to_8_bits(x + sigma * noise)
+    sigma = 10 ** (-level / 20)
+    for _ in range(20):  # clamping takes some of the noise away: enlarge it until the level is met
+        noisy = round_to_8_bits(x + sigma * noise)
+        excess = psnr(noisy, x) - level
+        if abs(excess) < 0.02 or not np.isfinite(excess):
+            break
+        sigma *= 10 ** (excess / 20)
+    return noisy

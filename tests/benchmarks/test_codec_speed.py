@@ -113,7 +113,9 @@ def test_encoding_and_decoding_takes_as_long_as_compressais_own(
             coded = own.compress(x)
             own.decompress(coded["strings"], coded["shape"])
 
-    ratio = in_turns(benchmark, "encode + decode 512x768", lambda: model.decompress_tensor(model.compress(x)), compressai, 15)
+    ratio = in_turns(
+        benchmark, "encode + decode 512x768", lambda: model.decompress_tensor(model.compress(x)), compressai, 15
+    )
     assert ratio <= ALLOWED
 
 

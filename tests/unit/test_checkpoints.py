@@ -48,7 +48,9 @@ def unchecked_shapes() -> Iterator[None]:
 
 
 def learned(model: PSIC) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.named_parameters() if not (model.kind == "plain" and "triggers" in name)}
+    return {
+        name: tensor for name, tensor in model.named_parameters() if not (model.kind == "plain" and "triggers" in name)
+    }
 
 
 # --- round trips ------------------------------------------------------------------------------------

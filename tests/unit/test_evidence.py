@@ -27,7 +27,7 @@ def combined(k: int, seed: int, s: float = 0.07, tau: float = 1.0) -> Tensor:
 
 
 batches = given(k=st.integers(1, 9), seed=st.integers(0, 10_000))
-fast = settings(max_examples=60)
+fast = settings(max_examples=40)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ WEIGHTS = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 1.0, 3.0], [3.0, 1.0, 1
 CAPTIONS = torch.eye(4)
 TARGET = torch.tensor([0, 3, 3])
 
-fast = settings(max_examples=60)
+fast = settings(max_examples=40)
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:

@@ -95,6 +95,18 @@ def test_joined_pairs_stand_one_after_the_other(target: Target):
     assert both.image_features is None  # of the first half only: dropped
 
 
+@pytest.mark.parametrize(("n", "kept"), [(4, [0, 1, 2, 3]), (9, [0, 1, 2, 3]), (3, [0, 2, 3]), (2, [0, 3]), (1, [0])])
+def test_thinned_pairs_are_no_more_than_asked_for(n: int, kept: list[int], target: Target):
+    found = pairs().with_features(target).thin(n)
+    whole = pairs().with_features(target)
+    assert list(found.captions) == [CAPTIONS[i] for i in kept]
+    assert torch.equal(found.pictures, whole.pictures[kept])
+    assert torch.equal(found.image_features, whole.image_features[kept])
+    assert torch.equal(found.text_features, whole.text_features[kept])
+    assert torch.equal(found.caption_ids, whole.caption_ids[kept])
+    assert pairs().thin(n).image_features is None
+
+
 def test_every_picture_needs_its_captions():
     with pytest.raises(ValueError, match="4 pictures but 3"):
         Pairs(pictures(), CAPTIONS[:3])

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, data_dir, repo_dir
+from psic_core.keys import SECRET_BYTES
 
 # Recomputed from the weights by update(); the Gaussian's table alone would be 800 kB.
 DERIVED = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
@@ -37,8 +38,9 @@ def save_checkpoint(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    constants = dict(model.named_buffers())  # bounds such as 1e-9 would be 0 in float16
     tensors = {
-        name: (p.half() if half and p.is_floating_point() else p).detach().cpu().contiguous()
+        name: (p.half() if half and name not in constants and p.is_floating_point() else p).detach().cpu().contiguous()
         for name, p in model.state_dict().items()
         if not name.endswith(DERIVED) and not (model.kind == "plain" and "triggers" in name)
     }
@@ -66,11 +68,10 @@ def load_checkpoint(path: str | Path) -> PSIC:
             header = json.loads((file.metadata() or {})["psic"])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         config = CodecConfig(**header["config"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        model = PSIC.build(config)
+        _read_header(model, header)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{found} is no PSIC checkpoint (safetensors with a 'psic' header): {error}") from error
-    model = PSIC.build(config)
-    model.kind, model.card = header["kind"], header["card"]
-    model.secret = bytes.fromhex(header["secret"]) if "secret" in header else None
     state = model.state_dict()
     wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
     wanted = {n for n in state if not n.endswith(DERIVED) and not (model.kind == "plain" and "triggers" in n)}
@@ -79,6 +80,15 @@ def load_checkpoint(path: str | Path) -> PSIC:
         raise ValueError(f"{found}: tensor {wrong[0]!r} is missing or does not fit {config}")
     model.load_state_dict(tensors, strict=False)
     return model.eval()
+
+
+def _read_header(model: PSIC, header: dict[str, Any]) -> None:
+    model.kind, model.card = header["kind"], header["card"]
+    if model.kind not in ("plain", "psic"):
+        raise ValueError(f"kind {model.kind!r} is neither plain nor psic")
+    model.secret = bytes.fromhex(header["secret"]) if "secret" in header else None
+    if model.secret is not None and len(model.secret) != SECRET_BYTES:
+        raise ValueError(f"the secret has {len(model.secret)} bytes, not {SECRET_BYTES}")
 
 
 def find_checkpoint(path: str | Path) -> Path:

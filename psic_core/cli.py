@@ -14,7 +14,8 @@ DEFAULT_CHECKPOINT = "psic-q2"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the user's are one sentence on stderr and exit status 2."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(training="train" in words).parse_args(words)
     try:
         args.run(args)
     except (ValueError, FileNotFoundError, OSError) as error:
@@ -23,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The argument parser; heavy libraries load only when a command runs."""
+def parser(training: bool = True) -> argparse.ArgumentParser:
+    """The argument parser; heavy libraries load only for a command, or for ``train``'s options (``training``)."""
     top = argparse.ArgumentParser("psic", description="Privacy-Shielded Image Compression")
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -52,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--old", metavar="PASSPHRASE", help="needed where the checkpoint does not hold its secret")
 
     p = _command(commands, "train", train, "train one phase: plain, one or two")
-    _training_options(p)
+    if training:
+        _training_options(p)
 
     p = _command(commands, "train-target", train_target, "train lite-clip's heads on Flickr8k and scenes")
     p.add_argument("--data-root")
@@ -80,6 +82,8 @@ def encode(args: argparse.Namespace) -> None:
     image, model = load_image(args.photo), load_checkpoint(args.checkpoint)
     if args.passphrase:
         model.secret = keys.secret(args.passphrase)
+    if args.keyword and model.secret is None:
+        raise ValueError("this checkpoint does not hold its secret; pass --passphrase PASSPHRASE")
     data = model.compress(image, args.keyword)
     _write(args.output, data)
     width, height = image.size

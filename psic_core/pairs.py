@@ -46,6 +46,8 @@ class Pairs:
             target: The model under attack.
             cache: Folder for a file named by the content's hash; ``None`` computes anew.
         """
+        if not any(self.captions):
+            raise ValueError("the pictures have no captions to attack; only stage plain trains without")
         if len({len(c) for c in self.captions}) != 1:
             raise ValueError("every picture needs the same number of captions to be cached as one tensor")
         path = Path(cache) / f"features-{self._content(target)}.safetensors" if cache else None
@@ -59,11 +61,14 @@ class Pairs:
 
     def __add__(self, other: "Pairs") -> "Pairs":
         """Both, one after the other; features are dropped."""
+        if self.pictures.shape[1:] != other.pictures.shape[1:]:
+            one, two = (tuple(p.pictures.shape[-2:]) for p in (self, other))
+            raise ValueError(f"pictures of {one} and of {two} pixels cannot be joined; load both at one size")
         return Pairs(torch.cat([self.pictures, other.pictures]), [*self.captions, *other.captions])
 
     def thin(self, n: int) -> "Pairs":
-        """About n of the pictures, evenly spread, with whatever features they have."""
-        keep = torch.arange(0, len(self), max(1, len(self) // n))
+        """At most n of the pictures, evenly spread, with whatever features they have."""
+        keep = torch.linspace(0, len(self) - 1, min(n, len(self)), dtype=torch.float64).round().long()
         parts = (self.image_features, self.text_features, self.caption_ids)
         return Pairs(
             self.pictures[keep],

@@ -89,6 +89,7 @@ def run_phase(
         "init": init,
         "datasets": list(datasets),
         "pictures": pictures,
+        "scenes": scenes if "scenes" in datasets else None,
         "kind": model.kind,
     }
     _check_same_run(out, about)
@@ -98,7 +99,10 @@ def run_phase(
         pairs = pairs.with_features(target, out.parent / "cache")
     pairs = pairs.thin(pictures) if pictures else pairs
     trainer = Trainer(model, pairs, config, target, out)
+    (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
     rows = trainer.fit()
+    if not rows and (out / "model.safetensors").is_file():
+        return load_checkpoint(out / "model.safetensors")  # a finished run is left as it is
     history = [*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}]
     card = {"history": history, "last": rows[-1] if rows else None}
     save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
@@ -151,8 +155,7 @@ def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:
     path = out / "run.json"
     if path.is_file():
         found = json.loads(path.read_text())
-        wrong = [k for k in about if found.get(k) != about[k]]
+        wrong = [k for k in about if k in found and found[k] != about[k]]
         if wrong:
             raise ValueError(f"{out} holds a run with another {wrong[0]}: {found.get(wrong[0])}; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n")

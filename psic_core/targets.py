@@ -8,6 +8,7 @@ import open_clip
 import timm
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +18,7 @@ from psic_core.config import data_dir
 
 #: lite-clip: EfficientNet-Lite0 and all-MiniLM-L6-v2, both from PyPI packages, joined by two linear heads.
 LITE_DIM, LITE_SIZE = 256, 160
+LITE_HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # inputs (x - 127) / 128
 
 
@@ -60,10 +62,9 @@ class Target(nn.Module):
         x = x.clamp(0, 1)
         height, width = x.shape[-2:]
         if min(height, width) != self.size:
-            scale = self.size / min(height, width)
-            shape = [max(self.size, round(height * scale)), max(self.size, round(width * scale))]
+            shape = [self.size * side // min(height, width) for side in (height, width)]  # torchvision's Resize
             x = resize(x, shape, interpolation=3, antialias=True).clamp(0, 1)
-        top, left = (x.shape[-2] - self.size) // 2, (x.shape[-1] - self.size) // 2
+        top, left = (round((side - self.size) / 2) for side in x.shape[-2:])  # torchvision's CenterCrop
         x = x[..., top : top + self.size, left : left + self.size]
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
@@ -111,8 +112,12 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
     if architecture not in open_clip.list_models() or not pretrained:
         raise ValueError(f"unknown target {name!r}: use lite-clip, tiny, or ARCHITECTURE/PRETRAINED of open_clip, "
                          "for example ViT-B-32/openai")  # fmt: skip
+    if not open_clip.pretrained.is_pretrained_cfg(architecture, pretrained):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
+        raise ValueError(f"unknown weights {name!r}; {architecture} has {tags or 'none'}")
+    quick = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"))
     try:
-        model = open_clip.create_model(architecture, pretrained=pretrained)
+        model = open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=quick)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(f"the weights of {name} are neither cached nor reachable: {error}") from error
     config = open_clip.get_model_preprocess_cfg(model)
@@ -170,8 +175,15 @@ def lite_classifier() -> nn.Linear:
 def _lite_clip(path: Path) -> Target:
     if not path.is_file():
         raise FileNotFoundError(f"no lite-clip heads at {path}; `psic train-target` makes them")
+    try:
+        heads = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no heads file (safetensors): {error}") from error
     target = lite_clip_towers()
-    heads = {name: tensor.float() for name, tensor in load_file(path).items()}
+    own = target.model.state_dict()
+    for name in (*LITE_HEADS, *heads):
+        if name not in LITE_HEADS or name not in heads or heads[name].shape != own[name].shape:
+            raise ValueError(f"{path}: tensor {name!r} is missing or does not fit lite-clip's heads")
     target.model.load_state_dict(heads, strict=False)
     return target
 

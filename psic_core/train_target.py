@@ -1,11 +1,13 @@
 """Trains lite-clip's two heads: contrastive, both towers locked (locked-image tuning, Zhai et al. 2022)."""
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,9 +43,9 @@ class TowerFeatures(NamedTuple):
 @torch.no_grad()
 def tower_features(target: Target, pairs: Pairs, views: int, cache: Path | None = None) -> TowerFeatures:
     """Pooled features of each picture's views and of each caption, cached at ``cache`` when given."""
-    if cache and cache.is_file():
-        found = load_file(cache)
-        return TowerFeatures(found["image"].float(), found["text"].float(), found["ids"])
+    content = _content(pairs, views)
+    if cache and cache.is_file() and _cached_content(cache) == content:
+        return _read(cache)
     image = torch.stack([_image_features(target, pairs.pictures, view) for view in range(views)])
     flat = [caption for row in pairs.captions for caption in row]
     keys: dict[str, int] = {}
@@ -51,10 +53,28 @@ def tower_features(target: Target, pairs: Pairs, views: int, cache: Path | None 
     distinct = _text_features(target, list(keys))
     text = distinct[ids].reshape(len(pairs), -1, distinct.shape[1])
     features = TowerFeatures(image, text, ids.reshape(len(pairs), -1))
-    if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"image": image.half(), "text": text.half().contiguous(), "ids": features.ids}, cache)
-    return features
+    if not cache:
+        return features
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"image": image.half(), "text": text.half().contiguous(), "ids": features.ids}
+    save_file(tensors, cache, {"content": content})
+    return _read(cache)  # rounded: the first run trains the same heads as a later one
+
+
+def _content(pairs: Pairs, views: int) -> str:
+    digest = hashlib.sha256(repr((views, list(pairs.captions), tuple(pairs.pictures.shape))).encode())
+    digest.update(pairs.pictures.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _cached_content(cache: Path) -> str | None:
+    with safe_open(cache, "pt") as file:
+        return (file.metadata() or {}).get("content")
+
+
+def _read(cache: Path) -> TowerFeatures:
+    found = load_file(cache)
+    return TowerFeatures(found["image"].float(), found["text"].float(), found["ids"])
 
 
 def _image_features(target: Target, pictures: Tensor, view: int) -> Float[Tensor, "n 1280"]:
@@ -115,6 +135,8 @@ def train_heads(
     Returns:
         The heads by their open_clip names, and the loss of each epoch.
     """
+    if (n := sum(len(f.text) for f in features)) < config.batch_size:
+        raise ValueError(f"{n} pairs do not fill a batch of {config.batch_size}; give more, or a smaller batch_size")
     torch.manual_seed(config.seed)
     heads, classifier = Heads(target.model.visual.head.proj.out_features, config.dropout), lite_classifier()
     prompts = [p.format(name) for p in CLASS_PROMPTS for name in IMAGENET_CLASSNAMES]
@@ -124,7 +146,7 @@ def train_heads(
     offsets = [0, *torch.tensor([int(f.ids.max()) + 1 for f in features]).cumsum(0)[:-1].tolist()]
     text = torch.cat([f.text for f in features])
     ids = torch.cat([f.ids + offset for f, offset in zip(features, offsets, strict=True)])
-    n, steps = len(text), config.epochs * (len(text) // config.batch_size)
+    steps = config.epochs * (n // config.batch_size)
     optimiser = torch.optim.AdamW(heads.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps)
     losses = []

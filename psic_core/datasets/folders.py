@@ -80,7 +80,12 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     """``image,caption`` lines to the captions of each picture; quoted commas belong to the caption."""
     captions: dict[str, list[str]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        if not {"image", "caption"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: its first line must be image,caption, not {reader.fieldnames}")
+        for row in reader:
+            if row["caption"] is None:
+                raise ValueError(f"{path}: line {reader.line_num} is no image,caption: {row['image']!r}")
             captions.setdefault(row["image"], []).append(row["caption"].strip())
     return {name: tuple(texts) for name, texts in captions.items()}
 
@@ -93,10 +98,18 @@ class CelebA(Folder):
 
     def __init__(self, root: str | Path, size: int | None = None) -> None:
         super().__init__(Path(root) / "img_align_celeba", size)
-        lines = (Path(root) / "list_attr_celeba.txt").read_text().splitlines()
+        path = Path(root) / "list_attr_celeba.txt"
+        lines = path.read_text().splitlines()
+        if len(lines) < 2:
+            raise ValueError(f"{path}: want a count, a line of names, then a line 'file 1 -1 ...' a picture")
         self.attributes: tuple[str, ...] = tuple(lines[1].split())
         rows = {f: values for f, *values in (line.split() for line in lines[2:] if line)}
+        wrong = [f for f, values in rows.items() if len(values) != len(self.attributes)]
+        if wrong:
+            raise ValueError(f"{path}: {wrong[0]!r} has {len(rows[wrong[0]])} values, not {len(self.attributes)}")
         self.files = [p for p in self.files if p.name in rows]
+        if not self.files:
+            raise ValueError(f"{path} names none of the pictures in {self.root}")
         self.labels = torch.tensor([[v == "1" for v in rows[p.name]] for p in self.files])
 
 
@@ -106,7 +119,10 @@ class ImageNetFolder(Folder):
     def __init__(self, root: str | Path, size: int | None = None) -> None:
         super().__init__(root, size)
         with (self.root / "classes.csv").open(newline="", encoding="utf-8") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
+            reader = csv.DictReader(file)
+            if not {"index", "class_name", "file"} <= set(reader.fieldnames or ()):
+                raise ValueError(f"{file.name}: want the columns index,synset,class_name,file, got {reader.fieldnames}")
+            rows = sorted(reader, key=lambda row: int(row["index"]))
         self.classes: tuple[str, ...] = tuple(dict.fromkeys(row["class_name"] for row in rows))
         self.files = [self.root / row["file"] for row in rows]
         self.labels = torch.tensor([self.classes.index(row["class_name"]) for row in rows])

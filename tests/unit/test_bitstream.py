@@ -69,9 +69,7 @@ def test_unpack_inverts_pack(stream: Stream):
     data = pack(stream)
     assert unpack(data) == stream
     assert pack(unpack(data)) == data
-    assert len(data) == (
-        41 + 4 * len(stream.strings) + 40 * len(stream.slots) + sum(map(len, stream.strings))
-    )
+    assert len(data) == (41 + 4 * len(stream.strings) + 40 * len(stream.slots) + sum(map(len, stream.strings)))
 
 
 def test_layout_is_the_documented_one():
@@ -103,9 +101,7 @@ def test_architectures_are_compressais_in_a_fixed_order():
 
 def test_another_keyword_changes_bytes_of_its_slot_only():
     secret = keys.secret("owner")
-    one, two = (
-        pack(STREAM._replace(slots=(keys.seal(secret, words),))) for words in ("my cat", "my dog")
-    )
+    one, two = (pack(STREAM._replace(slots=(keys.seal(secret, words),))) for words in ("my cat", "my dog"))
     assert one != two
     assert one[:HEADER] == two[:HEADER]
     assert one[HEADER + 40 :] == two[HEADER + 40 :]

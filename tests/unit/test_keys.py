@@ -42,9 +42,7 @@ def test_secret_is_the_one_stored_here():
     assert keys.secret("correct horse battery staple").hex() == "c4a5a28836123ca05b5eb75b0ffe07b5"
 
 
-@pytest.mark.parametrize(
-    ("one", "two"), [("\ufb01sh", "fish"), ("caf\u00e9", "cafe\u0301"), ("\uff21", "A")]
-)
+@pytest.mark.parametrize(("one", "two"), [("\ufb01sh", "fish"), ("caf\u00e9", "cafe\u0301"), ("\uff21", "A")])
 def test_passphrases_that_look_equal_are_equal(one: str, two: str):
     assert one != two
     assert keys.secret(one) == keys.secret(two)
@@ -90,9 +88,7 @@ def test_condition_is_a_float32_unit_vector(dim: int):
 
 def test_conditions_of_random_secrets_are_nearly_orthogonal():
     dim, count = 64, 400
-    vectors = [
-        keys.condition(hashlib.md5(bytes([i % 256, i // 256])).digest(), dim) for i in range(count)
-    ]
+    vectors = [keys.condition(hashlib.md5(bytes([i % 256, i // 256])).digest(), dim) for i in range(count)]
     c = torch.stack(vectors).double()
     cosines = (c @ c.T)[torch.triu(torch.ones(count, count), 1).bool()]
     # Uniform on the sphere: cosines have mean 0 and variance 1 / dim, coordinates likewise.
@@ -250,10 +246,7 @@ def test_model_without_known_secret_is_rekeyed_and_bad_layer_leaves_it_whole():
     expected = model.answers(OTHER)
     keys.rekey(model, OTHER, SECRET)
     assert model.secret == SECRET
-    assert all(
-        torch.allclose(g, w, atol=1e-6)
-        for g, w in zip(model.answers(SECRET), expected, strict=True)
-    )
+    assert all(torch.allclose(g, w, atol=1e-6) for g, w in zip(model.answers(SECRET), expected, strict=True))
     bad = TinyModel((8, 1))
     before = weights(bad)
     with pytest.raises(ValueError, match="dim is 1"):

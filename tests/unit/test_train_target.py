@@ -71,7 +71,7 @@ def test_a_cache_of_other_pairs_is_not_taken_for_these(towers: Target, pairs: Pa
     tower_features(towers, pairs, 1, path)
     other = Pairs(pairs.pictures.flip(0), [("x", "y")] * 3)
     found = tower_features(towers, other, 1, path)
-    assert torch.allclose(found.image, tower_features(towers, other, 1).image, atol=1e-3)
+    assert torch.allclose(found.image, tower_features(towers, other, 1).image, atol=5e-3)
     assert found.ids.unique().tolist() == [0, 1]
     assert tower_features(towers, other, 2, path).image.shape[0] == 2
 

@@ -1,0 +1,152 @@
+"""The attack on one batch: its pool of clean pairs, its masks, its wrong keys; no model is needed for that."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from psic_core import attack, keys
+from psic_core.attack import attack_loss, pull, wrong_conditions
+from psic_core.config import TrainConfig
+from psic_core.objectives import naive_loss, uaeo_loss
+from psic_core.pairs import Pairs
+
+INDEX = torch.tensor([7, 0, 4, 1])
+CONFIG = TrainConfig(stage="one", pool=9, s=0.2, tau=0.5, center=True)
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return functional.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    """Twelve pictures with two captions each; pictures 0 and 1 share both."""
+    text, ids = unit(12, 2, 16, seed=1), torch.arange(24).reshape(12, 2)
+    text[1], ids[1] = text[0], ids[0]
+    captions = [("not", "read")] * 12
+    return Pairs(torch.zeros(12, 3, 16, 16, dtype=torch.uint8), captions, unit(12, 16), text, ids)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Every call of Eq. 5 to 8, with its answer."""
+    calls, real = [], attack.evidence.targets
+
+    def spy(image: Tensor, text: Tensor, mask: Tensor, *args: object, **options: object) -> Tensor:
+        answer = real(image, text, mask, *args, **options)
+        calls.append({"image": image, "text": text, "mask": mask, "answer": answer, "args": args} | options)
+        return answer
+
+    monkeypatch.setattr(attack.evidence, "targets", spy)
+    return calls
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the pool ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_targets_come_from_clean_cached_features_with_the_batch_first(seed: int, pairs: Pairs, asked: list[dict]):
+    attack_loss(unit(4, 16, seed=5), pairs, INDEX, CONFIG, rng(seed))
+    (call,) = asked
+    assert call["image"].shape == call["text"].shape == (9, 16)
+    assert torch.equal(call["image"][:4], pairs.image_features[INDEX])  # of the clean pictures, not what is attacked
+    own = (call["text"][:4, None] == pairs.text_features[INDEX]).all(2).any(1)
+    assert own.all()  # row i is one of the captions of picture i
+    assert len(call["image"].unique(dim=0)) == 9  # no picture twice
+    assert (call["args"], call["center"]) == ((0.2, 0.5), True)
+
+
+def test_the_own_caption_is_never_the_target(pairs: Pairs, asked: list[dict]):
+    for seed in range(20):
+        attack_loss(unit(4, 16), pairs, INDEX, replace(CONFIG, pool=12), rng(seed))
+        call = asked[-1]
+        assert call["mask"].diagonal().all()
+        assert not call["mask"][torch.arange(12), call["answer"]].any()
+
+
+def test_equal_captions_of_other_pictures_are_masked(pairs: Pairs, asked: list[dict]):
+    found = []
+    for seed in range(20):
+        attack_loss(unit(4, 16), pairs, INDEX, CONFIG, rng(seed))
+        call = asked[-1]  # pictures 0 and 1 stand in rows 1 and 3
+        found.append(torch.equal(call["text"][1], call["text"][3]))
+        expected = torch.eye(9, dtype=torch.bool)
+        expected[1, 3] = expected[3, 1] = found[-1]
+        assert torch.equal(call["mask"], expected)
+    assert set(found) == {True, False}  # both cases were seen
+
+
+@pytest.mark.parametrize(("pool", "size"), [(1, 4), (4, 4), (5, 5), (12, 12), (500, 12)])
+def test_a_small_pool_is_the_batch_and_a_large_one_all_pairs(pool: int, size: int, pairs: Pairs, asked: list[dict]):
+    attack_loss(unit(4, 16), pairs, INDEX, replace(CONFIG, pool=pool), rng(0))
+    assert len(asked[0]["text"]) == size
+
+
+def test_the_generator_decides_and_the_global_one_does_not(pairs: Pairs):
+    features = unit(4, 16)
+    first, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(1))
+    torch.manual_seed(99)
+    again, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(1))
+    other, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(2))
+    assert first == again
+    assert first != other
+
+
+# --- the loss ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["i2t", "both"])
+def test_the_loss_is_uaeo_over_the_pool(direction: str, pairs: Pairs, asked: list[dict]):
+    features = unit(4, 16, seed=5)
+    loss, row = attack_loss(features, pairs, INDEX, replace(CONFIG, direction=direction), rng(0))
+    call = asked[0]
+    assert loss == uaeo_loss(features, call["text"], call["answer"][:4], 0.2, direction)
+    assert row["l_uc"] == pytest.approx(loss.item())
+    assert row["cos_own"] == pytest.approx((features * call["text"][:4]).sum(1).mean().item(), abs=1e-6)
+    assert row["distinct_targets"] == len(set(call["answer"][:4].tolist())) / 4
+
+
+def test_the_naive_objective_is_the_similarity_to_the_own_caption(pairs: Pairs, asked: list[dict]):
+    features = unit(4, 16, seed=5)
+    loss, row = attack_loss(features, pairs, INDEX, CONFIG, rng(0))
+    text = asked[0]["text"][:4]
+    naive, logged = attack_loss(features, pairs, INDEX, replace(CONFIG, objective="naive"), rng(0))
+    assert naive == naive_loss(features, text)
+    assert logged == {"cos_own": row["cos_own"]}
+    assert loss != naive
+
+
+def test_gradients_reach_every_picture_of_the_batch(pairs: Pairs):
+    features = unit(4, 16).requires_grad_()
+    attack_loss(features, pairs, INDEX, CONFIG, rng(0))[0].backward()
+    assert (features.grad.norm(dim=1) > 0).all()
+
+
+def test_pull_is_the_gradients_norm_at_the_picture():
+    x_hat = torch.full((1, 3, 2, 2), 0.5, requires_grad=True)
+    term = (x_hat**2).sum()  # gradient 2 x = 1 at each of twelve places
+    assert pull(term, x_hat) == pytest.approx(math.sqrt(12))
+    term.backward()  # the graph is still there
+
+
+# --- wrong keys -------------------------------------------------------------------------------------
+
+
+def test_wrong_conditions_are_none_or_random_directions_and_never_the_secret():
+    beta = wrong_conditions(400, 16, rng(0))
+    norms = beta.norm(dim=1)
+    none = norms == 0
+    assert torch.allclose(norms[~none], torch.ones(int((~none).sum())))
+    assert 0.4 < none.float().mean() < 0.6
+    assert (beta @ keys.condition(keys.secret("psic course"), 16)).max() < 0.95
+    assert len(beta[~none].unique(dim=0)) == int((~none).sum())
+    assert beta[~none].mean(0).norm() < 0.2  # all directions alike
+    assert torch.equal(beta, wrong_conditions(400, 16, rng(0)))

@@ -53,9 +53,8 @@ def own(model: PSIC) -> ScaleHyperprior:
     """CompressAI's own model with the same weights: its ``g_s`` is PSIC's, triggers left out."""
     own = ScaleHyperprior(64, 96).eval()
     decoder = [layer.state_dict() for stage in model.g_s.stages for layer in stage]
-    state = model.backbone.state_dict() | {
-        f"g_s.{i}.{name}": tensor for i, layer in enumerate(decoder) for name, tensor in layer.items()
-    }
+    state = own.state_dict() | model.backbone.state_dict()
+    state |= {f"g_s.{i}.{name}": tensor for i, layer in enumerate(decoder) for name, tensor in layer.items()}
     own.load_state_dict(state)
     own.update(force=True)
     return own

@@ -103,7 +103,8 @@ def run_phase(
     rows = trainer.fit()
     if not rows and (out / "model.safetensors").is_file():
         return load_checkpoint(out / "model.safetensors")  # a finished run is left as it is
-    history = [*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}]
+    start = "/".join(Path(init).parts[-2:]) if init else None  # the card travels; this machine's folders do not
+    history = [*before.get("history", []), about | {"init": start, "seconds": trainer.seconds, **provenance()}]
     card = {"history": history, "last": rows[-1] if rows else None}
     save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
     return model

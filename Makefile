@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes .venv first where it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test tutorial lab bench format clean
+.PHONY: help demo test tutorial outputs lab bench format clean
 
 # The first of these that is CPython 3.10 to 3.12 makes .venv; `make demo PYTHON=...` chooses another.
 PYTHON ?= python3 python3.12 python3.11 python3.10
@@ -24,11 +24,13 @@ demo: .venv/.installed ## protect photos: execute notebook 00 into build/demo
 	@printf 'Report             build/demo/report.json\nPictures and files\n'
 	@find build/demo -name '*.png' -o -name '*.psic' | sort | sed 's/^/  /'
 
-test: .venv/.installed ## check style and floors, then run the unit and notebook tests
+test: .venv/.installed ## check style, floors and generated pages, then run the unit and notebook tests
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	.venv/bin/lint-imports
-	$(RUN) -m pytest -m 'not benchmark'
+	$(RUN) -m psic_core.readme --check
+	$(RUN) -m psic_core.course --check
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not benchmark' -p no:benchmark -n auto --maxprocesses 4 --dist worksteal
 
 tutorial: .venv/.installed ## execute all notebooks in order, fast profile, into build/tutorial
 	@mkdir -p build/tutorial
@@ -36,6 +38,9 @@ tutorial: .venv/.installed ## execute all notebooks in order, fast profile, into
 	  echo "$$notebook"; \
 	  $(PAPERMILL) "$$notebook" "build/tutorial/$${notebook##*/}" -p fast True -p out_dir build/tutorial; \
 	done
+
+outputs: .venv/.installed ## execute all notebooks with their defaults and store what they show; renew README's table
+	$(RUN) -m psic_core.course --store
 
 lab: .venv/.installed ## open the notebooks in JupyterLab
 	$(KERNEL) $(RUN) -m jupyterlab notebooks

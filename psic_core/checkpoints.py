@@ -38,9 +38,10 @@ def save_checkpoint(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    constants = dict(model.named_buffers())  # bounds such as 1e-9 would be 0 in float16
+    exact = {n for n, _ in model.named_buffers()}  # bounds such as 1e-9 would be 0 in float16
+    exact |= {n for n, _ in model.named_parameters() if ".cltg." in n}  # the key's trigger would no longer be zero
     tensors = {
-        name: (p.half() if half and name not in constants and p.is_floating_point() else p).detach().cpu().contiguous()
+        name: (p.half() if half and name not in exact and p.is_floating_point() else p).detach().cpu().contiguous()
         for name, p in model.state_dict().items()
         if not name.endswith(DERIVED) and not (model.kind == "plain" and "triggers" in name)
     }

@@ -56,6 +56,12 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     if training:
         _training_options(p)
 
+    p = _command(commands, "publish", publish, "write psic-qN and the plain codec inside it, plain-qN, as float16")
+    p.add_argument("--checkpoint", required=True, help="the last phase's model.safetensors")
+    p.add_argument("--quality", type=int, required=True, help="number of the rate")
+    p.add_argument("--strength", type=float, default=1.0, help="scales the triggers (%(default)s: as trained)")
+    p.add_argument("-o", "--output", type=Path, required=True, help="folder")
+
     p = _command(commands, "train-target", train_target, "train lite-clip's heads on Flickr8k and scenes")
     p.add_argument("--data-root")
     p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
@@ -69,6 +75,7 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--data-root", help="folder of the data sets (PSIC_DATA_ROOT); for photos, of the pictures")
     p.add_argument("--target", default="lite-clip")
     p.add_argument("--limit", type=int)
+    p.add_argument("--classes", type=Path, help="for photos: a text file, one class name a line")
     p.add_argument("--json", type=Path, required=True, metavar="OUT")
     return top
 
@@ -136,6 +143,14 @@ def train(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def publish(args: argparse.Namespace) -> None:
+    """``psic publish``."""
+    from psic_core.recipes import publish as write
+
+    for path in write(args.checkpoint, args.quality, args.output, args.strength):
+        print(path)
+
+
 def train_target(args: argparse.Namespace) -> None:
     """``psic train-target``."""
     from psic_core.recipes import make_lite_clip
@@ -150,7 +165,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from psic_core.evaluation import evaluate as run
     from psic_core.targets import load_target
 
-    data = eval_set(args.dataset, args.data_root, args.limit)
+    lines = _read(args.classes).decode("utf-8").splitlines() if args.classes else []
+    names = [line.strip() for line in lines if line.strip()] if args.classes else None
+    data = eval_set(args.dataset, args.data_root, args.limit, classes=names)
     plain = load_checkpoint(args.plain or _plain_beside(args.checkpoint))
     report = run(load_checkpoint(args.checkpoint), plain, data, load_target(args.target))
     write_json(report | {"checkpoint": str(args.checkpoint)}, args.json)

@@ -1,10 +1,8 @@
 """PSIC: any CompressAI image model with conditional synthesis. One stream, two pictures."""
 
-import hashlib
 from typing import Any
 
 import torch
-from compressai.entropy_models import EntropyModel
 from compressai.models import CompressionModel
 from compressai.registry import MODELS
 from jaxtyping import Float
@@ -14,24 +12,9 @@ from torch import Tensor, nn
 from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
+from psic_core.entropy import EntropyCoder, LatentTap
 from psic_core.images import one_picture, pad_to, to_pil
 from psic_core.triggers import ConditionalSynthesis, split_stages
-
-_TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
-
-
-class LatentTap(nn.Module):
-    """Stands where the backbone had ``g_s``: hands y_hat on unchanged and keeps a copy.
-
-    With it the backbone is just encoder + entropy model, and what it calls its reconstruction is y_hat.
-    """
-
-    y_hat: Tensor
-
-    def forward(self, y_hat: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch m h w"]:
-        """Identity. Decompressing models clamp the result in place, hence the copy."""
-        self.y_hat = y_hat.detach()  # a graph would outlive its step, and forbid copying the model
-        return y_hat.clone()
 
 
 class PSIC(nn.Module):
@@ -54,21 +37,14 @@ class PSIC(nn.Module):
         self.secret = secret
         self.kind = "psic"
         factor = backbone.downsampling_factor
-        for module in backbone.modules():
-            if isinstance(module, EntropyModel):  # tables follow from weights; their sizes hinder load_state_dict
-                module._non_persistent_buffers_set.update(module._buffers.keys() & set(_TABLES))
-                module.register_load_state_dict_pre_hook(_drop_tables)
-        for name, module in backbone.named_children():
-            if name in ("g_a", "h_a"):
-                module.register_forward_hook(_refuse_wild_latents)
+        self.coder = EntropyCoder(backbone)
         with torch.no_grad():
             tap, synthesis = LatentTap(), backbone.g_s
             backbone.g_s = tap
             backbone.eval()(torch.zeros(1, 3, 2 * factor, 2 * factor))
         stages, channels = split_stages(synthesis, tap.y_hat)
         self.backbone = backbone.train()
-        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden)
-        self._fingerprint = b""  # of the weights that the entropy coder's tables were made from
+        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual)
 
     @classmethod
     def build(cls, config: CodecConfig | None = None, secret: bytes | None = None) -> "PSIC":
@@ -120,7 +96,10 @@ class PSIC(nn.Module):
             return self.g_s.plain(y_hat)
         if condition is None:
             condition = torch.zeros(self.config.dim, device=y_hat.device, dtype=y_hat.dtype)
-        return self.g_s(y_hat, condition.expand(len(y_hat), -1))
+        key = self.full_condition().to(y_hat.device) if self.config.anchored and self.secret else None
+        if key is not None and condition.ndim == 1 and torch.equal(condition, key):
+            return self.g_s.plain(y_hat)  # its triggers are zero: spare the time, and the last bit's rounding
+        return self.g_s(y_hat, condition.expand(len(y_hat), -1), key if self.training else None)
 
     def full_condition(self) -> Float[Tensor, " dim"]:
         """The unit vector c that decodes the full version.
@@ -137,7 +116,16 @@ class PSIC(nn.Module):
 
     def key_layers(self) -> list[nn.Linear]:
         """The layers that read the condition; `psic_core.keys.rekey` turns them."""
-        return [trigger.mlp[0] for trigger in self.g_s.triggers]
+        return [trigger.cltg.mlp[0] for trigger in self.g_s.triggers]
+
+    def anchor(self) -> None:
+        """Make the key's triggers zero, so that the full version is the plain codec's picture.
+
+        The trainer calls this after each step. It leaks nothing that dropping the triggers would not show, and
+        re-keying keeps it.
+        """
+        for trigger in self.g_s.triggers:
+            trigger.cltg.anchor(self.full_condition())
 
     # --- real files -------------------------------------------------------------------------------------
 
@@ -156,20 +144,16 @@ class PSIC(nn.Module):
         """
         x = one_picture(image)
         slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
-        with torch.no_grad():
-            self._ready()
-            coded = self.backbone.compress(pad_to(x, self.backbone.downsampling_factor))
-            strings = tuple(string for (string,) in coded["strings"])
-            y_hat = self._entropy_decode(strings, tuple(coded["shape"]))
+        coded, y_hat = self.coder.encode(pad_to(x, self.backbone.downsampling_factor))
         return bitstream.pack(
             Stream(
                 architecture=self.config.architecture,
                 quality=self.config.quality,
-                fingerprint=self._fingerprint,
+                fingerprint=self.coder.current,
                 height=x.shape[-2],
                 width=x.shape[-1],
                 shape=tuple(coded["shape"]),
-                strings=strings,
+                strings=tuple(string for (string,) in coded["strings"]),
                 latent_checksum=bitstream.latent_checksum(y_hat),
                 slots=slots,
             )
@@ -211,8 +195,7 @@ class PSIC(nn.Module):
                 f"latent shape {stream.shape} does not fit a picture of {stream.height}x{stream.width}"
             )
         try:
-            with torch.no_grad():
-                y_hat = self._entropy_decode(stream.strings, shape)
+            y_hat = self.coder.decode(stream.strings, shape)
             checksum = bitstream.latent_checksum(y_hat)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             reason = str(error) or f"{len(stream.strings)} strings are not what this architecture writes"
@@ -240,54 +223,8 @@ class PSIC(nn.Module):
 
     def fingerprint(self) -> bytes:
         """8 bytes of SHA-256 over encoder and entropy model: equal exactly where streams are interchangeable."""
-        self._ready()
-        return self._fingerprint
-
-    # --- inside -----------------------------------------------------------------------------------------
-
-    def _entropy_decode(self, strings: tuple[bytes, ...], shape: tuple[int, int]) -> Float[Tensor, "1 m h w"]:
-        # The range decoder does not check its bounds. Zeros behind each string keep a forged file from
-        # reading foreign memory: a symbol takes at most 2 bytes, and an escape code, which a string can
-        # announce to be 15 times as long as the announcement, ends in zeros.
-        symbols = shape[0] * shape[1] * self.backbone.downsampling_factor**2
-        longest = max(map(len, strings))
-        if longest > 16 * symbols + 64:
-            raise BitstreamError(f"a string of {longest} bytes is too long for {symbols} pixels")
-        padded = [[string + bytes(4 * symbols + 16 * len(string) + 4096)] for string in strings]
-        self.backbone.decompress(padded, torch.Size(shape))
-        return self.backbone.g_s.y_hat
-
-    def _ready(self) -> None:
-        """Refuse what corrupts streams; refresh the entropy coder's tables where the weights have changed.
-
-        CompressAI leaves ``update()`` to its users, who forget it. The weights are hashed each time (3 ms a
-        million): tensors count their in-place changes, but not those of fused optimisers or of ``.data``.
-        """
-        digest = hashlib.sha256()
-        for name, p in self.backbone.named_parameters():
-            if p.device.type != "cpu" or p.dtype != torch.float32:
-                raise ValueError(
-                    f"entropy coding on {p.device} in {p.dtype} would not decode elsewhere: "
-                    "call model.cpu().float() first"
-                )
-            digest.update(name.encode())
-            digest.update(p.detach().contiguous().numpy())
-        if digest.digest()[:8] != self._fingerprint:
-            self.backbone.update(force=True)
-            self._fingerprint = digest.digest()[:8]
+        return self.coder.fingerprint()
 
     def _own_secret(self) -> bytes:
         self.full_condition()  # raises with the remedy where the secret is missing
         return self.secret
-
-
-def _drop_tables(model: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """State that other versions saved holds the tables of other weights."""
-    for name in _TABLES:
-        state.pop(prefix + name, None)
-
-
-def _refuse_wild_latents(encoder: nn.Module, inputs: tuple[Tensor, ...], y: Float[Tensor, "batch m h w"]) -> None:
-    """CompressAI's range encoder never returns from a symbol of 2^27 or more, and NaN becomes one."""
-    if not torch.is_grad_enabled() and not bool((y.abs() < 2**24).all()):
-        raise ValueError(f"latents of up to {y.abs().max():.3g}: the model has diverged and cannot code a picture")

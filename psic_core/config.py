@@ -1,5 +1,6 @@
 """Configuration: frozen dataclasses, paths, seeds and the device. Ground floor: imports nothing of ours."""
 
+import math
 import os
 import random
 from dataclasses import dataclass, replace
@@ -68,6 +69,8 @@ class CodecConfig:
     quality: int = 2  # label of the rate point, 1..255; the number in the file's header
     dim: int = 64  # length of the condition vector beta
     hidden: int = 64  # width of each trigger's MLP
+    residual: int = 32  # channels of the last trigger's residual block, doubled at each earlier one; 0: none
+    anchored: bool = True  # the key's trigger is zero: the full version *is* the plain codec (see README)
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,15 @@ class TrainConfig:
     lmbda: float = 0.0035  # CompressAI's quality 2
     gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, far too weak (decision 6)
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2 (decision 7)
+    masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
+    moves: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # decision 8
     s: float = 0.07  # temperature of Eq. 5 and Eq. 9
     tau: float = 1.0  # Eq. 5
     pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size
     direction: Literal["i2t", "both"] = "i2t"  # Eq. 9 is i2t
-    center: bool = False  # subtract each caption's mean similarity (hubness) before Eq. 5
+    center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
     objective: Literal["uaeo", "naive"] = "uaeo"
     clip_grad: float = 1.0
     seed: int = 0
@@ -109,12 +114,23 @@ class TrainConfig:
             ("schedule", ("alternate", "sessions", "mixed")),
             ("direction", ("i2t", "both")),
             ("objective", ("uaeo", "naive")),
+            ("moves", ("triggers", "codec")),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
+        if self.schedule == "mixed" and self.moves == "triggers":
+            raise ValueError("schedule mixed sums both losses, so it cannot spare the codec: it needs moves 'codec'")
         for name in ("steps", "batch_size", "crop", "learning_rate", "lmbda", "s", "tau", "save_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, then a cosine to ``final_learning_rate``."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        swing = (1 + math.cos(math.pi * done)) / 2
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * swing
 
     def fast(self) -> "TrainConfig":
         """The same recipe, cut to seconds for tests and notebooks."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from psic_core.codec import PSIC
 from psic_core.config import data_root
 from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder
 from psic_core.datasets.scenes import Scenes
+from psic_core.evidence import caption_ids
 from psic_core.metrics import attack_success_rate, correct_at_k, psnr
 from psic_core.targets import Target
 from psic_core.versions import VERSIONS, code_versions
@@ -63,7 +64,13 @@ class EvalSet:
     attributes: Bool[Tensor, "n a"] | None = None
 
 
-def eval_set(name: str, root: str | Path | None = None, limit: int | None = None, size: int = 160) -> EvalSet:
+def eval_set(
+    name: str,
+    root: str | Path | None = None,
+    limit: int | None = None,
+    size: int = 160,
+    classes: Sequence[str] | None = None,
+) -> EvalSet:
     """A data set by name.
 
     Args:
@@ -72,20 +79,23 @@ def eval_set(name: str, root: str | Path | None = None, limit: int | None = None
         root: The data root, or the folder of ``photos``.
         limit: At most so many pictures, the first ones.
         size: Side in pixels of the squares that pictures are made into; ``photos`` stay as they are.
+        classes: What the model may call one of ``photos``; default `PHOTO_CLASSES`. The other sets have their own.
 
     Raises:
-        ValueError: Unknown name, or a limit below 1.
+        ValueError: Unknown name, a limit below 1, classes that do not fit.
         FileNotFoundError: The data is not there.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit} leaves no picture; give at least 1")
+    if classes is not None and (name != "photos" or len(set(classes)) < 2):
+        raise ValueError(f"{len(set(classes))} classes for {name!r}: give at least two, and only for photos")
     if name == "scenes":
         return _scenes(limit or 500, size)
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
     if name == "photos":
         photos = Folder(data_root(root))
-        return EvalSet(name, _least(limit, len(photos)), photos.__getitem__, classes=PHOTO_CLASSES)
+        return EvalSet(name, _least(limit, len(photos)), photos.__getitem__, classes=tuple(classes or PHOTO_CLASSES))
     base = data_root(root)
     if name == "flickr8k":
         flickr = Flickr8k(base / name, "test", size)
@@ -175,9 +185,8 @@ def retrieval(
     flat = [c for row in captions for c in row]
     owner = torch.arange(len(captions)).repeat_interleave(torch.tensor([len(row) for row in captions]))
     text = target.encode_text(flat).cpu()
-    keys: dict[str, int] = {}
-    ids = torch.tensor([keys.setdefault(c.strip().casefold(), len(keys)) for c in flat])
-    positives = torch.zeros(len(captions), len(keys), dtype=torch.bool)
+    ids = caption_ids(flat)
+    positives = torch.zeros(len(captions), int(ids.max()) + 1, dtype=torch.bool)
     positives[owner, ids] = True
     positives = positives[:, ids]
     scores = {v: f @ text.T for v, f in features.items()}

@@ -5,6 +5,7 @@ The chain: cosine similarities -> evidence E (Eq. 5) -> both directions B = E + 
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,10 +114,15 @@ def least_believed(b: Float[Tensor, "k k"], mask: Bool[Tensor, "k k"] | None = N
     return torch.where(mask.all(1), own, target)
 
 
-def same_caption(captions: list[str]) -> Bool[Tensor, "k k"]:
+def caption_ids(captions: Sequence[str]) -> Int64[Tensor, " k"]:
+    """Equal numbers for captions that are equal but for case and outer space, counted as they first appear."""
+    seen: dict[str, int] = {}
+    return torch.tensor([seen.setdefault(c.strip().casefold(), len(seen)) for c in captions], dtype=torch.int64)
+
+
+def same_caption(captions: Sequence[str]) -> Bool[Tensor, "k k"]:
     """The mask for `least_believed`: True where two captions are equal but for case and outer space."""
-    keys = [c.strip().casefold() for c in captions]
-    ids = torch.tensor([keys.index(k) for k in keys])
+    ids = caption_ids(captions)
     return ids[:, None] == ids[None, :]
 
 

@@ -1,5 +1,7 @@
 """One look for every figure of the course."""
 
+import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 #: Each version keeps its colour through the whole course.
@@ -95,6 +97,57 @@ def beliefs(probabilities: Mapping[str, Float[Tensor, " classes"]], classes: Seq
         figure.tight_layout()
     plt.close(figure)
     return figure
+
+
+def reading(probabilities: Mapping[str, Float[Tensor, " prompts"]], prompts: Sequence[str]) -> Figure:
+    """`beliefs` over all of a reader's prompts, on one scale from 0 to 1 whatever the picture."""
+    names = [plain_text(textwrap.shorten(p, 48, placeholder=" …")) for p in prompts]
+    figure = beliefs({plain_text(v): p for v, p in probabilities.items()}, names, top=len(names))
+    figure.axes[0].set_xlim(0, 1)
+    return figure
+
+
+def answers(rows: Mapping[str, Sequence[tuple[str, Image.Image]]], marked: str, side: float = 1.15) -> Figure:
+    """Search results, best first: one row of named pictures a gallery; the picture ``marked`` is framed.
+
+    Args:
+        rows: Name of the gallery to its answers.
+        marked: Name of the picture that was searched for.
+        side: Of one picture, in inches.
+    """
+    columns = max(map(len, rows.values()))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(rows), columns, figsize=(columns * side + 0.9, len(rows) * (side + 0.3)), squeeze=False
+        )
+        for line, (gallery, found) in zip(axes, rows.items(), strict=True):
+            for ax in line[len(found) :]:
+                ax.axis("off")
+            line[0].set_ylabel(gallery.replace(" ", "\n"), rotation=0, ha="right", va="center", fontweight="bold")
+            for place, (ax, (name, picture)) in enumerate(zip(line, found, strict=False), start=1):
+                ax.imshow(ImageOps.fit(picture, (min(picture.size),) * 2))  # the middle, which a target reads
+                ax.set_title(f"{place} {plain_text(textwrap.shorten(name, 16, placeholder='…'))}", fontsize=8)
+                ax.set_xticks([])
+                ax.set_yticks([])
+                ax.spines[:].set(visible=name == marked, linewidth=4, color=COLOURS["protected"])
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def plain_text(text: str) -> str:
+    """A reader's words for a figure: a dollar sign is one, and begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def png(shown: Figure | Image.Image) -> bytes:
+    """A figure or a picture as the bytes of a PNG file."""
+    with io.BytesIO() as file:
+        if isinstance(shown, Figure):
+            shown.savefig(file)
+        else:
+            shown.save(file, "PNG")
+        return file.getvalue()
 
 
 def save(figure: Figure, path: str | Path) -> Path:

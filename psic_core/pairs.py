@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from psic_core.evidence import caption_ids
 from psic_core.targets import Target
 
 
@@ -54,10 +55,11 @@ class Pairs:
         found = load_file(path) if path and path.is_file() else _features(self, target)
         if path and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(found, path)
-        keys: dict[str, int] = {}
-        ids = [[keys.setdefault(c.strip().casefold(), len(keys)) for c in row] for row in self.captions]
-        return Pairs(self.pictures, self.captions, found["image"], found["text"], torch.tensor(ids))
+            partial = path.with_name(path.name + ".partial")
+            save_file(found, partial)
+            partial.replace(path)
+        ids = caption_ids([c for row in self.captions for c in row]).reshape(len(self), -1)
+        return Pairs(self.pictures, self.captions, found["image"], found["text"], ids)
 
     def __add__(self, other: "Pairs") -> "Pairs":
         """Both, one after the other; features are dropped."""

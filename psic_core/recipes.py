@@ -91,6 +91,7 @@ def run_phase(
         "pictures": pictures,
         "scenes": scenes if "scenes" in datasets else None,
         "kind": model.kind,
+        "target": target_name if model.kind != "plain" else None,
     }
     _check_same_run(out, about)
     pairs, target = load_pairs(datasets, root, scenes), None
@@ -103,11 +104,48 @@ def run_phase(
     rows = trainer.fit()
     if not rows and (out / "model.safetensors").is_file():
         return load_checkpoint(out / "model.safetensors")  # a finished run is left as it is
-    start = "/".join(Path(init).parts[-2:]) if init else None  # the card travels; this machine's folders do not
-    history = [*before.get("history", []), about | {"init": start, "seconds": trainer.seconds, **provenance()}]
+    history = [*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}]
+    for phase in history:  # the card travels; this machine's folders do not
+        phase["init"] = "/".join(Path(phase["init"]).parts[-2:]) if phase["init"] else None
     card = {"history": history, "last": rows[-1] if rows else None}
     save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
     return model
+
+
+def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> tuple[Path, Path]:
+    """Write a trained PSIC as ``psic-qN`` and the plain codec inside it as ``plain-qN``, both float16.
+
+    The plain codec is the model without its triggers: what the full version is decoded with, trained by the same
+    steps (DESIGN decision 11).
+
+    Args:
+        checkpoint: Of an anchored PSIC.
+        quality: The number N of the rate, 1 to 255; it goes into every file's header.
+        folder: Where both go.
+        strength: Scales all triggers: below 1 the protected version comes nearer to the photo, and protects less.
+
+    Raises:
+        ValueError: The strength is not above 0; the model is plain, or its key's triggers are not zero, so that its
+            full version is no plain codec.
+    """
+    model = load_checkpoint(checkpoint)
+    if model.kind != "psic" or not model.config.anchored:
+        raise ValueError(f"{checkpoint}: only an anchored PSIC holds its plain codec; train a plain one of its own")
+    if not strength > 0:
+        raise ValueError(f"strength {strength} leaves no protection; give a number above 0, 1 for the model as trained")
+    with torch.no_grad():
+        for trigger in model.g_s.triggers:
+            trigger.cltg.w_d.weight *= strength
+            trigger.cltg.w_d.bias *= strength  # anchored: the key's trigger stays zero
+    model.config = replace(model.config, quality=quality)
+    model.card |= {"strength": strength}
+    for phase in model.card.get("history", []):
+        phase["init"] = "/".join(Path(phase["init"]).parts[-2:]) if phase["init"] else None
+    paths = folder / f"psic-q{quality}.safetensors", folder / f"plain-q{quality}.safetensors"
+    for path, kind in zip(paths, ("psic", "plain"), strict=True):
+        model.kind = kind
+        save_checkpoint(model, path, model.card, half=True, publish_secret=True)
+    return paths
 
 
 def make_lite_clip(output: Path, root: str | None, scenes: int, cache: Path) -> dict[str, float]:
@@ -145,11 +183,6 @@ def lite_clip_figures(target: Target, root: str | None) -> dict[str, float]:
     figures |= {f"flickr8k t2i R@{k}": recall_at_k(scores.T, own.T, k) for k in (1, 5, 10)}
     figures["scenes top-1"] = float(((features @ names.T).argmax(1) == labels).float().mean())
     return {name: round(value, 4) for name, value in figures.items()}
-
-
-def fast(config: TrainConfig, steps: int) -> TrainConfig:
-    """A recipe cut to ``steps`` steps; its schedule shrinks along."""
-    return replace(config, steps=steps, warmup=min(config.warmup, max(1, steps // 10)))
 
 
 def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:

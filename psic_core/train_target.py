@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from psic_core.evidence import caption_ids
 from psic_core.pairs import Pairs
 from psic_core.targets import LITE_SIZE, Target, lite_classifier, lite_clip_towers
 
@@ -48,16 +49,17 @@ def tower_features(target: Target, pairs: Pairs, views: int, cache: Path | None 
         return _read(cache)
     image = torch.stack([_image_features(target, pairs.pictures, view) for view in range(views)])
     flat = [caption for row in pairs.captions for caption in row]
-    keys: dict[str, int] = {}
-    ids = torch.tensor([keys.setdefault(c.strip().casefold(), len(keys)) for c in flat])
-    distinct = _text_features(target, list(keys))
+    ids = caption_ids(flat)
+    distinct = _text_features(target, list(dict.fromkeys(c.strip().casefold() for c in flat)))
     text = distinct[ids].reshape(len(pairs), -1, distinct.shape[1])
     features = TowerFeatures(image, text, ids.reshape(len(pairs), -1))
     if not cache:
         return features
     cache.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"image": image.half(), "text": text.half().contiguous(), "ids": features.ids}
-    save_file(tensors, cache, {"content": content})
+    partial = cache.with_name(cache.name + ".partial")
+    save_file(tensors, partial, {"content": content})
+    partial.replace(cache)
     return _read(cache)  # rounded: the first run trains the same heads as a later one
 
 

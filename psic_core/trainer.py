@@ -1,36 +1,27 @@
 """The two-stage alternating trainer, paper section 3.4, on Hugging Face Accelerate."""
 
-import math
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.attack import attack_loss, pull, wrong_conditions
+from psic_core.batches import Batch, CachedLatents, draw, indices
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
-from psic_core.images import pad_to, round_to_8_bits
+from psic_core.images import round_to_8_bits
 from psic_core.logs import write_log
-from psic_core.objectives import rate_distortion_loss
+from psic_core.objectives import masked_mse, rate_distortion_loss
 from psic_core.pairs import Pairs
 from psic_core.targets import Target
 
 AUX_LEARNING_RATE = 1e-3  # CompressAI's, for the quantiles of the entropy bottleneck
-
-
-class Batch(NamedTuple):
-    """What one step sees."""
-
-    x: Float[Tensor, "batch 3 crop crop"]
-    y_hat: Float[Tensor, "batch m h w"] | None  # stage two: a window of the cached latents
-    index: Int64[Tensor, " batch"]
-    rng: torch.Generator
 
 
 class Trainer:
@@ -39,6 +30,9 @@ class Trainer:
     Stage ``plain`` is rate-distortion alone. Stage ``one`` alternates S1-1 (rate-distortion of the full version)
     with S1-2 (rate-distortion and attack of the protected one). Stage ``two`` freezes encoder and entropy model
     and alternates S2-1 and S2-2 on cached rounded latents, so that files written before stay valid.
+
+    With ``moves="triggers"`` the attack trains the triggers alone, never the codec that the full version comes
+    from; an anchored model then has nothing left for S2-1 in stage two: every step is S2-2.
 
     Every step draws its randomness from (seed, step) alone: a run that is resumed from a checkpoint equals one
     that was never interrupted.
@@ -67,13 +61,12 @@ class Trainer:
         self.pairs, self.config, self.out = pairs, config, Path(out) if out else None
         self.attacks = config.stage != "plain" and model.kind != "plain"
         self._check(pairs, target)
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
         self._freeze(model)
-        objectives = ("full", "protected") if self.attacks else ("full",)
-        optimisers = [torch.optim.Adam(self._groups(model)) for _ in objectives]
-        self.model, *optimisers = self.accelerator.prepare(model, *optimisers)
-        self.optimisers = dict(zip(objectives, optimisers, strict=True))
+        groups = {name: self._groups(model, name) for name in ("full", "protected") if self.attacks or name == "full"}
+        optimisers = {name: torch.optim.Adam(g) for name, g in groups.items() if g}
+        self.model, *prepared = self.accelerator.prepare(model, *optimisers.values())
+        self.optimisers = dict(zip(optimisers, prepared, strict=True))
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles") and p.requires_grad]
         self.aux = torch.optim.Adam(quantiles, AUX_LEARNING_RATE) if quantiles else None
         self.target = target.to(self.accelerator.device) if target is not None else None
@@ -91,7 +84,7 @@ class Trainer:
         rows = []
         bar = tqdm(
             range(self.step, last), initial=self.step, total=self.config.steps, desc=f"stage {self.config.stage}",
-            disable=not self.accelerator.is_main_process, mininterval=1,
+            disable=None if self.accelerator.is_main_process else True, mininterval=1,  # None: off where no terminal
         )  # fmt: skip
         for _ in bar:
             started = time.perf_counter()
@@ -99,6 +92,8 @@ class Trainer:
             self.seconds += time.perf_counter() - started
             rows.append(row | {"seconds": round(self.seconds, 2)})
             bar.set_postfix({k: f"{row[k]:.3g}" for k in ("psnr", "bpp", "l_uc") if k in row})
+            if self.step == self.config.steps and self.config.stage != "two":
+                self._unwrapped.coder.settle()
             if self.out and (self.step % self.config.save_every == 0 or self.step == last):
                 self.save(rows)
         return rows
@@ -120,8 +115,10 @@ class Trainer:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         row["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, config.clip_grad))
         for group in optimiser.param_groups:
-            group["lr"] = self.learning_rate(self.step) * group["scale"]
+            group["lr"] = config.rate_at(self.step) * group["scale"]
         optimiser.step()
+        if self.attacks and self._unwrapped.config.anchored:
+            self._unwrapped.anchor()
         if self.aux is not None:
             self.aux.zero_grad()
             self.accelerator.unwrap_model(self.model).backbone.aux_loss().backward()
@@ -135,12 +132,13 @@ class Trainer:
         """S1-1, and S2-1 where the rate is frozen: the full version is the photo."""
         condition = None if not self.attacks else self._unwrapped.full_condition()
         out = self.model(batch.x, condition, y_hat=batch.y_hat)
-        rd = rate_distortion_loss(out["x_hat"], batch.x, out["likelihoods"], self.config.lmbda)
+        x_hat = batch.cut(out["x_hat"])
+        rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], self.config.lmbda)
         row = {"loss": rd.loss, "bpp": rd.bpp, "psnr": -10 * torch.log10(rd.mse)}
         loss = rd.loss
         if self.config.fidelity and self.attacks:
             own = self.pairs.image_features[batch.index].to(batch.x.device)
-            seen = self.target.encode_image(round_to_8_bits(out["x_hat"]))
+            seen = self.target.encode_image(round_to_8_bits(x_hat))
             drift = (1 - (seen * own).sum(1)).mean()
             loss = loss + self.config.lmbda * self.config.fidelity * drift
             row |= {"drift": drift, "loss": loss}
@@ -149,15 +147,23 @@ class Trainer:
     def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """S1-2 and S2-2: the protected version looks like the photo and reads as its target caption."""
         config = self.config
-        out = self.model(batch.x, self.wrong_conditions(batch), y_hat=batch.y_hat)
-        rd = rate_distortion_loss(out["x_hat"], batch.x, out["likelihoods"], config.lmbda * config.mu)
-        features = self.target.encode_image(round_to_8_bits(out["x_hat"]))
+        y_hat = batch.y_hat
+        if y_hat is None and config.moves == "triggers":
+            y_hat = self._unwrapped.quantised_latents(batch.x)  # the encoder is not this objective's business
+        out = self.model(batch.x, self.wrong_conditions(batch), y_hat=y_hat)
+        x_hat = batch.cut(out["x_hat"])
+        rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
+        features = self.target.encode_image(round_to_8_bits(x_hat))
         attack, row = attack_loss(features, self.pairs, batch.index, config, batch.rng)
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
-            row["pull_uc"] = pull(config.lmbda * config.gamma * attack, out["x_hat"])
-            row["pull_mse"] = pull(config.lmbda * config.mu * 255**2 * rd.mse, out["x_hat"])
+            row["pull_uc"] = pull(config.lmbda * config.gamma * attack, x_hat)
+            row["pull_mse"] = pull(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
         row |= {"bpp": float(rd.bpp.detach()), "psnr": float(-10 * torch.log10(rd.mse.detach()))}
         loss = rd.loss + config.lmbda * config.gamma * attack
+        if config.masking:
+            seen = masked_mse(x_hat, batch.x)
+            loss = loss + config.lmbda * config.masking * 255**2 * seen
+            row["psnr_masked"] = float(-10 * torch.log10(seen.detach()))
         return loss, row | {"loss": float(loss.detach())}
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
@@ -167,61 +173,28 @@ class Trainer:
 
     def objective(self, step: int) -> str:
         """Whose turn it is (decision 8): per iteration, per half epoch (``sessions``), or both (``mixed``)."""
-        if not self.attacks:
-            return "full"
+        if len(self.optimisers) == 1:
+            return next(iter(self.optimisers))
         if self.config.schedule == "mixed":
             return "mixed"
         epoch = max(2, len(self.pairs) // self.config.batch_size)
         turn = step % 2 if self.config.schedule == "alternate" else int(step % epoch >= epoch // 2)
         return ("full", "protected")[turn]
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to ``final_learning_rate``."""
-        c = self.config
-        if step < c.warmup:
-            return c.learning_rate * (step + 1) / c.warmup
-        done = (step - c.warmup) / max(1, c.steps - c.warmup)
-        return c.final_learning_rate + (c.learning_rate - c.final_learning_rate) * (1 + math.cos(math.pi * done)) / 2
-
     # --- data -------------------------------------------------------------------------------------------
 
     def _batch(self) -> Batch:
-        config, rng = self.config, torch.Generator().manual_seed(self._seed())
+        rng = torch.Generator().manual_seed(self._seed())
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        index = self._indices(self.step)[rank::world]
-        x = self.pairs.pictures[index]
-        grid = 16 if self.latents is not None else 1
-        top, left = (
-            int(torch.randint((side - config.crop) // grid + 1, (), generator=rng)) * grid for side in x.shape[-2:]
-        )
-        x = x[..., top : top + config.crop, left : left + config.crop].to(self.accelerator.device).float() / 255
-        y_hat = None
-        if self.latents is not None:
-            t, le, n = top // grid, left // grid, config.crop // grid
-            y_hat = self.latents[index, :, t : t + n, le : le + n].to(x.device).float()
-        elif torch.rand((), generator=rng) < 0.5:
-            x = x.flip(-1)
-        return Batch(x, y_hat, index, rng)
-
-    def _indices(self, step: int) -> Int64[Tensor, " batch"]:
-        """The step's pictures: a permutation for each epoch, without a state to keep."""
-        n, size = len(self.pairs), self.config.batch_size
-        epoch, position = divmod(step * size, n - n % size)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch))
-        return order[position : position + size]
+        index = indices(self.step, len(self.pairs), self.config)[rank::world]
+        return draw(self.pairs, index, self.config, rng, self.latents, self.accelerator.device)
 
     @cached_property
-    def latents(self) -> Tensor | None:
-        """Stage two: rounded latents of every picture, whole, which is what decoders really get (decision 9)."""
+    def latents(self) -> CachedLatents | None:
+        """Stage two: what its decoder starts from, encoded once."""
         if self.config.stage != "two":
             return None
-        model, chunks = self._unwrapped, []
-        for pictures in tqdm(self.pairs.pictures.split(16), desc="latents", leave=False):
-            x = pictures.to(self.accelerator.device).float() / 255
-            y_hat = model.quantised_latents(pad_to(x, model.backbone.downsampling_factor)).cpu()
-            whole = torch.equal(y_hat, y_hat.round()) and y_hat.abs().max() < 2**15
-            chunks.append(y_hat.to(torch.int16) if whole else y_hat)
-        return torch.cat(chunks)
+        return CachedLatents(self._unwrapped, self.pairs, self.accelerator.device)
 
     # --- state ------------------------------------------------------------------------------------------
 
@@ -265,11 +238,15 @@ class Trainer:
     def _seed(self) -> int:
         return (self.config.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
 
-    def _groups(self, model: PSIC) -> list[dict[str, Any]]:
-        """The codec's parameters, and the triggers' at a rate of their own: they start from nothing."""
+    def _groups(self, model: PSIC, objective: str) -> list[dict[str, Any]]:
+        """An objective's parameters: the codec's, and the triggers' at a rate of their own, as they start from 0."""
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")]
         codec = [p for n, p in named if "triggers" not in n]
         triggers = [p for n, p in named if "triggers" in n]
+        if objective == "protected" and self.config.moves == "triggers":
+            codec = []
+        if objective == "full" and model.config.anchored and self.config.schedule != "mixed":
+            triggers = []  # the key's are zero whatever they are
         groups = [{"params": codec, "scale": 1.0}, {"params": triggers, "scale": self.config.trigger_rate}]
         return [g | {"lr": self.config.learning_rate * g["scale"]} for g in groups if g["params"]]
 
@@ -277,6 +254,7 @@ class Trainer:
         model.train().requires_grad_(True)
         if self.config.stage == "two":
             model.backbone.eval().requires_grad_(False)
+            model.g_s.stages.requires_grad_(not self.attacks or self.config.moves == "codec")
         if not self.attacks:
             model.g_s.triggers.requires_grad_(False)
 

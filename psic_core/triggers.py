@@ -5,18 +5,18 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class CLTG(nn.Module):
-    """One trigger: condition vector -> one constant for each channel of one decoder stage.
+    """The trigger of one decoder stage: condition vector -> a few numbers for each of the stage's channels.
 
-    ``T(beta) = W_d . MLP_2(beta)`` (paper Eq. 2), broadcast over height and width and added to the stage's
-    features (Eq. 4). ``W_d`` starts at zero, so that a fresh trigger adds exactly nothing and a fresh PSIC
-    *is* its backbone.
+    ``T(beta) = W_d . MLP_2(beta)`` (paper Eq. 2), broadcast over height and width. ``W_d`` starts at zero: a
+    fresh trigger is exactly nothing, and a fresh PSIC *is* its backbone.
 
     Args:
         dim: Length of the condition vector.
-        channels: Channels C of the stage that the trigger feeds.
+        channels: Numbers to generate.
         hidden: Width of the two-layer MLP.
     """
 
@@ -27,9 +27,60 @@ class CLTG(nn.Module):
         nn.init.zeros_(self.w_d.weight)
         nn.init.zeros_(self.w_d.bias)
 
-    def forward(self, beta: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch channels 1 1"]:
-        """The trigger of each condition, ready to be added to features ``(B, C, H, W)``."""
-        return self.w_d(self.mlp(beta))[:, :, None, None]
+    def forward(
+        self, beta: Float[Tensor, "batch dim"], key: Float[Tensor, " dim"] | None = None
+    ) -> Float[Tensor, "batch channels 1 1"]:
+        """The trigger of each condition; with ``key``, measured from the trigger of that condition.
+
+        ``T(beta) - T(key)`` does not depend on the bias, which `anchor` can therefore set to give the same
+        without ``key``; here the gradient sees that the key's trigger stays zero.
+        """
+        if key is None:
+            return self.w_d(self.mlp(beta))[:, :, None, None]
+        return functional.linear(self.mlp(beta) - self.mlp(key), self.w_d.weight)[:, :, None, None]
+
+    @torch.no_grad()
+    def anchor(self, key: Float[Tensor, " dim"]) -> None:
+        """Set the bias so that the trigger of ``key`` is zero."""
+        self.w_d.bias.copy_(-functional.linear(self.mlp(key), self.w_d.weight))
+
+
+class Injection(nn.Module):
+    """Where a condition enters the decoder: ``h + shift(beta) + gate(beta) * block(h)``.
+
+    ``shift`` is the paper's additive trigger (Eq. 4). A constant alone is a weak attack: behind a plain decoder
+    it becomes one texture, the same in every photo. The small residual block reads the photo's own features,
+    and the condition opens it, channel by channel. Both come from one CLTG.
+
+    Args:
+        dim: Length of the condition vector.
+        channels: Channels C of the features.
+        hidden: Width of the CLTG's MLP.
+        width: Channels inside the block; 0 leaves the block out (the paper's CLTG).
+    """
+
+    def __init__(self, dim: int, channels: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.cltg = CLTG(dim, 2 * channels if width else channels, hidden)
+        layers = (
+            (nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+             nn.Conv2d(width, channels, 1))
+            if width else ()
+        )  # fmt: skip
+        self.block = nn.Sequential(*layers)
+
+    def forward(
+        self,
+        h: Float[Tensor, "batch c height width"],
+        beta: Float[Tensor, "batch dim"],
+        key: Float[Tensor, " dim"] | None = None,
+    ) -> Float[Tensor, "batch c height width"]:
+        """Features under a condition; ``key`` as in `CLTG.forward`."""
+        trigger = self.cltg(beta, key)
+        if not len(self.block):
+            return h + trigger
+        shift, gate = trigger.chunk(2, dim=1)
+        return h + shift + gate * self.block(h)
 
 
 class ConditionalSynthesis(nn.Module):
@@ -39,27 +90,36 @@ class ConditionalSynthesis(nn.Module):
 
         y_hat -(+)- stage 1 -(+)- stage 2 -(+)- stage 3 -(+)- last stage -> x_hat
                 |             |             |             |
-              CLTG 0        CLTG 1        CLTG 2        CLTG 3   <- beta
+            trigger 0     trigger 1     trigger 2     trigger 3   <- beta
 
     Args:
         stages: The pieces of ``g_s`` (see `split_stages`); their composition is ``g_s``.
         channels: Channels before each stage; the first is that of y_hat.
         dim: Length of the condition vector.
         hidden: Width of the triggers' MLPs.
+        residual: Channels inside the residual block of the last injection but one. Each earlier one, on a quarter
+            of the pixels, has twice as many, up to its features' own. The last, on the most pixels, has no block:
+            it would cost more time than all others together. 0 leaves all blocks out.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], channels: Sequence[int], dim: int, hidden: int = 64) -> None:
+    def __init__(
+        self, stages: Sequence[nn.Module], channels: Sequence[int], dim: int, hidden: int = 64, residual: int = 0
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.triggers = nn.ModuleList(CLTG(dim, c, hidden) for c in channels)
+        widths = [*reversed([min(c, residual * 2**i) for i, c in enumerate(channels[-2::-1])]), 0]
+        self.triggers = nn.ModuleList(Injection(dim, c, hidden, w) for c, w in zip(channels, widths, strict=True))
 
     def forward(
-        self, y_hat: Float[Tensor, "batch m h w"], beta: Float[Tensor, "batch dim"]
+        self,
+        y_hat: Float[Tensor, "batch m h w"],
+        beta: Float[Tensor, "batch dim"],
+        key: Float[Tensor, " dim"] | None = None,
     ) -> Float[Tensor, "batch 3 height width"]:
         """Decode latents under a condition. Not clamped: training needs the gradient outside [0, 1]."""
         x = y_hat
         for trigger, stage in zip(self.triggers, self.stages, strict=True):
-            x = stage(x + trigger(beta))
+            x = stage(trigger(x, beta, key))
         return x
 
     def plain(self, y_hat: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch 3 height width"]:

@@ -11,7 +11,7 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 LONGEST_CELL = 25  # lines of code
 LARGEST_FILE = 1_000_000  # bytes of a stored notebook, outputs included
 LONGEST_RUN = 2  # minutes on a CPU that a notebook may take without a fast profile
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"  # a run shows PNG; only stored outputs are JPEG where that is smaller
 
 
 def parameter_faults(notebook: NotebookNode) -> list[str]:

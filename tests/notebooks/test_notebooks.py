@@ -1,6 +1,7 @@
 """Every notebook runs in its fast profile, without a hidden error, and shows as many pictures as it says."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,11 +13,12 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+from psic_core import course
+
 TIMEOUT = 900  # seconds a notebook
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_notebook = pytest.mark.parametrize("path", course.notebooks(), ids=lambda path: path.stem)
+each_solution = pytest.mark.parametrize("path", course.solutions(), ids=lambda path: path.stem)
 
 
 def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
@@ -40,18 +42,19 @@ def papermill(source: Path, result: Path, *options: object) -> NotebookNode:
     return nbformat.read(result, as_version=4)
 
 
-def nbval(path: Path) -> subprocess.CompletedProcess[str]:
-    """Execute a notebook cell by cell as pytest items; its outputs are not compared."""
+def nbval(path: Path, strict: bool = False) -> subprocess.CompletedProcess[str]:
+    """Execute a notebook cell by cell as pytest items; ``strict`` compares its text with what is stored."""
     settings = path.with_name("pytest.ini")  # this project's own settings are not meant for notebooks
     settings.write_text("[pytest]\n")
     plain = ("-c", settings, "-p", "no:cacheprovider", "-qx", "--color=no")
-    return run(path.parent, "pytest", *plain, "--nbval-lax", "--nbval-current-env", path)
+    return run(path.parent, "pytest", *plain, "--nbval" if strict else "--nbval-lax", "--nbval-current-env", path)
 
 
 def profile(path: Path, out: Path) -> dict[str, object]:
     """What a run passes: a folder for its files, and ``fast`` where the notebook knows it."""
     known = checks.parameters(nbformat.read(path, as_version=4))
-    return {"out_dir": out} | ({"fast": True} if "fast" in known else {})
+    passed = {"out_dir": out, "fast": True}
+    return {name: value for name, value in passed.items() if name in known}
 
 
 def flags(passed: Mapping[str, object]) -> list[object]:
@@ -79,11 +82,38 @@ def test_notebook_runs_and_shows_its_pictures(path: Path, tmp_path: Path):
 
 @each_notebook
 def test_notebook_passes_nbval(path: Path, tmp_path: Path):
-    """nbval sees what papermill misses, exceptions in widgets' callbacks, and runs in a folder of its own."""
+    """nbval sees what papermill misses, exceptions in widgets' callbacks, and runs in a folder of its own.
+
+    A notebook whose metadata say ``psic.strict`` must print what is stored; its run passes no parameters.
+    """
     copy = tmp_path / path.name
-    papermill(path, copy, "--prepare-only", *flags(profile(path, tmp_path / "out")))
-    done = nbval(copy)
+    strict = nbformat.read(path, as_version=4).metadata["psic"].get("strict", False)
+    if strict:
+        shutil.copy(path, copy)
+    else:
+        papermill(path, copy, "--prepare-only", *flags(profile(path, tmp_path / "out")))
+    done = nbval(copy, strict)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@each_solution
+def test_solutions_run_and_hold(path: Path, tmp_path: Path):
+    """Each exercise has its solution, whose asserts hold."""
+    notebook = nbformat.read(path, as_version=4)
+    assert checks.parameter_faults(notebook) == []
+    assert sum("assert " in cell.source for cell in notebook.cells if cell.cell_type == "code") >= 3
+    executed = papermill(path, tmp_path / path.name, *flags(profile(path, tmp_path / "out")))
+    assert checks.error_faults(executed) == []
+    assert checks.unexecuted_faults(executed) == []
+
+
+def test_each_notebook_has_its_solutions():
+    assert [p.name for p in course.notebooks()] == [p.name for p in course.solutions()]
+
+
+def test_readmes_table_and_the_colab_cells_are_up_to_date(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["course", "--check"])
+    assert course.main() == 0
 
 
 def write(path: Path, *cells: str) -> Path:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import awaken
 from PIL import Image
 from skimage import data
 
-from psic_core import keys
+from psic_core import evaluation, keys
 from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.cli import main
 from psic_core.codec import PSIC
@@ -27,11 +28,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     model = PSIC.build(TINY)
-    rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.backbone.g_a[-1].weight.mul_(20)
-        for trigger in model.g_s.triggers:
-            trigger.w_d.weight.copy_(0.3 * torch.randn(trigger.w_d.weight.shape, generator=rng))
+    awaken(model)
     save_checkpoint(model, folder / "psic-q3.safetensors", publish_secret=True)
     save_checkpoint(model, folder / "psic-private.safetensors")
     model.kind = "plain"
@@ -159,6 +158,8 @@ def test_shipped_names_are_found(
         ("decode {file} -o {tmp}/x.gif --checkpoint {model}", "end its name in .png"),
         ("decode {file} -o {tmp}/x.png --checkpoint {other}", "load the checkpoint that wrote the file"),
         ("info {photo}", "not a .psic file"),
+        ("publish --checkpoint {model} --quality 3 --strength 0 -o {tmp}", "strength 0"),
+        ("publish --checkpoint {tmp}/plain-q3.safetensors --quality 3 -o {tmp}", "no checkpoint"),
         ("info {tmp}", "no file"),
         ("rekey --checkpoint {private} -o {tmp}/x.safetensors --new y", "--old PASSPHRASE"),
         ("rekey --checkpoint {model} -o {tmp}/x.safetensors --old wrong --new y", "the old secret is not"),
@@ -166,6 +167,7 @@ def test_shipped_names_are_found(
         ("evaluate --checkpoint {photo} --dataset scenes --limit 1 --json {tmp}/r.json", "pass --plain"),
         ("evaluate --checkpoint {model} --dataset scenes --limit 0 --json {tmp}/r.json", "limit 0"),
         ("evaluate --checkpoint {model} --dataset photos --json {tmp}/r.json", "--data-root"),
+        ("evaluate --checkpoint {model} --dataset scenes --classes {tmp}/x --json {tmp}/r.json", "no file"),
         ("evaluate --checkpoint {model} --dataset scenes --limit 1 --target x --json {tmp}/r.json", "unknown target"),
         ("train -o {tmp}/run --dataset {tmp}/nothing", "no folder"),
         ("train -o {tmp}/run --init {photo} --dataset scenes --scenes 4", "is no PSIC checkpoint"),
@@ -232,6 +234,42 @@ def test_evaluate_reads_a_folder_of_photos(photo: Path, shipped: Path, tmp_path:
     )  # fmt: skip
     report = json.loads(out.read_text())
     assert (report["n"], set(report["score"])) == (1, {"classification"})
+
+
+def test_photos_take_a_class_list_of_the_users(photo: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda model, plain, data, target: seen.append(data.classes) or {})
+    monkeypatch.setattr(evaluation, "table", lambda report: "")
+    names = photo.with_name("classes.txt")
+    names.write_text("cat\n\n big dog \n")
+    psic(
+        "evaluate", "--checkpoint", shipped / "psic-q3.safetensors", "--dataset", "photos", "--classes", names,
+        "--data-root", photo.parent, "--target", "tiny", "--json", photo.with_name("r.json"),
+    )  # fmt: skip
+    assert seen == [("cat", "big dog")]
+
+
+def test_publish_writes_the_pair_and_its_full_version_is_the_plain_codec(shipped: Path, photo: Path, tmp_path: Path):
+    psic("publish", "--checkpoint", shipped / "psic-q3.safetensors", "--quality", 4, "-o", tmp_path)
+    model, plain = (load_checkpoint(tmp_path / f"{kind}-q4.safetensors") for kind in ("psic", "plain"))
+    assert (model.kind, plain.kind, plain.config.quality) == ("psic", "plain", 4)
+    file = model.compress(Image.open(photo), "words")
+    assert plain.fingerprint() == model.fingerprint()
+    full = model.decompress_tensor(file, "words")
+    assert torch.equal(plain.decompress_tensor(file), full)
+    assert not torch.equal(model.decompress_tensor(file), full)
+
+
+def test_publish_with_less_strength_changes_the_picture_less(shipped: Path, photo: Path, tmp_path: Path):
+    changes = []
+    for strength in (1, 0.5):
+        psic("publish", "--checkpoint", shipped / "psic-q3.safetensors", "--quality", 3, "--strength", strength,
+             "-o", tmp_path)  # fmt: skip
+        model = load_checkpoint(tmp_path / "psic-q3.safetensors")
+        file = model.compress(Image.open(photo), "words")
+        changes.append((model.decompress_tensor(file) - model.decompress_tensor(file, "words")).square().mean())
+        assert model.card["strength"] == strength
+    assert 0 < changes[1] < 0.7 * changes[0]
 
 
 def steps_of(run: Path) -> list[int]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from compressai.registry import MODELS
+from models import awaken
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
+from psic_core.entropy import SCALES
 from psic_core.images import pad_to, to_rgb, to_tensor
 
 CONFIG = CodecConfig(n=8, m=12, dim=16, hidden=8)
@@ -50,8 +52,7 @@ def busy(seed: int = 0, config: CodecConfig = CONFIG, secret: bytes | None = SEC
     model = PSIC.build(config, secret).eval()
     backbone, last = model.backbone, model.g_s.stages[-1][-1]
     with torch.no_grad():
-        for trigger in model.g_s.triggers:
-            nn.init.normal_(trigger.w_d.weight)
+        awaken(model, scale=1)
         y = backbone.g_a(picture(128, 128, seed=99))
         backbone.g_a[-1].weight *= (spread / y.std((0, 2, 3)))[:, None, None, None]
         backbone.g_a[-1].bias *= 0
@@ -117,7 +118,7 @@ def test_fresh_forward_is_the_backbones_bit_for_bit(architecture: str, training:
 def test_fresh_file_is_the_backbones_bit_for_bit(architecture: str):
     ours, theirs = twins(architecture)
     x = picture(64, 64)
-    theirs.update(force=True)
+    theirs.update(scale_table=SCALES, force=True)
     with torch.no_grad():
         coded = theirs.compress(x)
         x_hat = theirs.decompress(coded["strings"], coded["shape"])["x_hat"]
@@ -433,7 +434,7 @@ def test_update_cannot_be_forgotten(model: PSIC, change: Callable[[PSIC], None])
     with torch.no_grad():
         for name, p in explicit.named_parameters():
             p.copy_(weights.get(name, p))
-        explicit.update(force=True)
+        explicit.update(scale_table=SCALES, force=True)
         coded = explicit.compress(picture())
     assert bitstream.unpack(new).strings == tuple(string for (string,) in coded["strings"])
     for name in ("entropy_bottleneck", "gaussian_conditional"):

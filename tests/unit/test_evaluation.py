@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import awaken
 from PIL import Image
 from skimage import data
 from torch import Tensor
@@ -45,12 +46,9 @@ def build(lively: bool) -> PSIC:
     """The same random codec every time; lively triggers answer, the others are zero."""
     torch.manual_seed(0)
     model = PSIC.build(TINY)
-    rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.backbone.g_a[-1].weight.mul_(20)
-        for trigger in model.g_s.triggers:
-            trigger.w_d.weight.copy_(lively * 0.3 * torch.randn(trigger.w_d.weight.shape, generator=rng))
-    return model.eval()
+    return awaken(model, scale=0.3 * lively).eval()
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +400,12 @@ def test_real_data_sets_by_name(limit: int | None, root: Path):
 def test_names_and_limits_that_do_not_fit_are_named(name: str, limit: int | None, says: str, root: Path):
     with pytest.raises(ValueError, match=says):
         eval_set(name, root, limit)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("scenes", ["cat", "dog"]), ("photos", ["cat"]), ("photos", [])])
+def test_class_lists_that_do_not_fit_are_named(name: str, classes: list[str], root: Path):
+    with pytest.raises(ValueError, match=f"{len(classes)} classes for '{name}'"):
+        eval_set(name, root, classes=classes)
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "scenes"])

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from compressai.registry import MODELS
-from torch import nn
+from models import awaken
 
 from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
@@ -36,9 +36,7 @@ def build(architecture: str = "bmshj2018-hyperprior") -> PSIC:
     model = PSIC(MODELS[architecture](8, 12), CONFIG, SECRET).eval()
     with torch.no_grad():
         model.backbone.g_a[-1].weight *= 30
-        for trigger in model.g_s.triggers:
-            nn.init.normal_(trigger.w_d.weight)
-    return model
+    return awaken(model)
 
 
 @functools.cache

@@ -9,16 +9,18 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from models import awaken
 from torch import Tensor
 from torch.nn import functional
 
 from psic_core import bitstream, keys
+from psic_core.batches import Batch, CachedLatents, indices
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
 from psic_core.logs import write_log
 from psic_core.pairs import Pairs
 from psic_core.targets import Target, load_target
-from psic_core.trainer import Batch, Trainer
+from psic_core.trainer import Trainer
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
 STAGES = [("plain", "plain"), ("one", "psic"), ("two", "psic"), ("two", "plain")]
@@ -58,12 +60,9 @@ def tiny(kind: str = "psic", seed: int = 0, config: CodecConfig = TINY) -> PSIC:
 def lively(seed: int = 0) -> PSIC:
     """A PSIC whose triggers already answer and whose latents are not all zero."""
     model = tiny(seed=seed)
-    rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for trigger in model.g_s.triggers:
-            trigger.w_d.weight.copy_(0.3 * torch.randn(trigger.w_d.weight.shape, generator=rng))
         model.backbone.g_a[-1].weight.mul_(20)
-    return model
+    return awaken(model, seed=seed)
 
 
 def fast(stage: str, **options: object) -> TrainConfig:
@@ -201,21 +200,59 @@ def test_a_log_keeps_old_columns_and_drops_rows_that_are_done_again(tmp_path: Pa
 # --- what a stage may change ------------------------------------------------------------------------
 
 
-def test_stage_two_leaves_streams_and_gives_old_files_the_new_protection(target: Target, pairs: Pairs):
+@pytest.mark.parametrize("moves", ["triggers", "codec"])
+def test_stage_two_leaves_streams_and_gives_old_files_the_new_protection(moves: str, target: Target, pairs: Pairs):
     model = lively()
     x = pairs.pictures[3:4] / 255
     before, fingerprint, start = model.compress(x), model.fingerprint(), weights(model)
     protected, full = model.decompress_tensor(before), model.decompress_tensor(before, "psic course")
-    Trainer(model, pairs, fast("two"), target).fit()
+    Trainer(model, pairs, fast("two", moves=moves), target).fit()
     assert model.compress(x) == before
     assert model.fingerprint() == fingerprint
     changed = differences(start, weights(model))
     assert changed
     assert all(name.startswith("g_s.") for name in changed)
-    assert any(name.startswith("g_s.stages.") for name in changed)
+    assert any(name.startswith("g_s.stages.") for name in changed) == (moves == "codec")
     assert any(name.startswith("g_s.triggers.") for name in changed)
     assert not torch.equal(model.decompress_tensor(before), protected)
-    assert not torch.equal(model.decompress_tensor(before, "psic course"), full)
+    again = model.decompress_tensor(before, "psic course")
+    assert torch.allclose(again, full, atol=1e-5) == (moves == "triggers")
+
+
+@pytest.mark.parametrize("stage", ["one", "two"])
+@pytest.mark.parametrize("moves", ["triggers", "codec"])
+def test_the_full_version_of_an_anchored_model_is_the_plain_codecs(
+    stage: str, moves: str, target: Target, pairs: Pairs
+):
+    model = lively()
+    Trainer(model, pairs, fast(stage, moves=moves), target).fit()
+    model.eval()
+    y_hat = model.quantised_latents(pairs.pictures[:2, :, :64, :64] / 255)
+    with torch.no_grad():
+        plain = model.g_s.plain(y_hat)
+        key = model.full_condition()
+        assert torch.equal(model.synthesize(y_hat, key), plain)
+        assert torch.allclose(model.synthesize(y_hat, key.expand(2, -1)), plain, atol=1e-5)  # through the triggers
+        assert not torch.allclose(model.synthesize(y_hat), plain, atol=1e-3)
+
+
+def test_a_free_model_trains_the_keys_trigger_too(target: Target, pairs: Pairs):
+    model = awaken(tiny(config=replace(TINY, anchored=False)))
+    y_hat = torch.zeros(1, 12, 4, 4)
+    Trainer(model, pairs, fast("two", moves="codec"), target).fit()
+    with torch.no_grad():
+        full = model.synthesize(y_hat, model.full_condition())
+        assert not torch.allclose(full, model.g_s.plain(y_hat), atol=1e-3)
+
+
+def test_with_moves_triggers_the_attack_leaves_stage_ones_codec_to_rate_and_distortion(target: Target, pairs: Pairs):
+    """The codec that comes out is the same whatever the attack weighs."""
+    codecs = []
+    for gamma in (0.0, 500.0):
+        model = lively()
+        Trainer(model, pairs, fast("one", gamma=gamma), target).fit()
+        codecs.append({n: p for n, p in weights(model).items() if "triggers" not in n})
+    assert differences(*codecs) == set()
 
 
 def test_stage_one_trains_encoder_entropy_model_decoder_and_triggers(target: Target, pairs: Pairs):
@@ -280,22 +317,33 @@ def steps_of(run: Trainer) -> dict[str, set[int]]:
 def test_whose_turn_it_is_and_whose_optimiser_counts(
     schedule: str, order: str, counts: dict[str, set[int]], target: Target, pairs: Pairs
 ):
-    run = Trainer(lively(), pairs, fast("one", schedule=schedule), target)
+    run = Trainer(lively(), pairs, fast("one", schedule=schedule, moves="codec"), target)
     rows = run.fit()
     assert "".join(str(row["objective"])[0] for row in rows) == order
     assert steps_of(run) == counts
 
 
 def test_each_objective_has_moments_of_its_own(target: Target, pairs: Pairs):
-    run = Trainer(lively(), pairs, fast("two"), target)
+    run = Trainer(lively(), pairs, fast("two", moves="codec"), target)
     run.fit()
     one, two = (run.optimisers[name].state_dict()["state"] for name in ("full", "protected"))
-    assert one.keys() == two.keys()
+    assert len(one) == len(run.optimisers["full"].param_groups[0]["params"])
+    assert len(two) == len(one) + len(run.optimisers["protected"].param_groups[1]["params"]) - 4  # anchored biases
     assert not any(torch.equal(one[i]["exp_avg_sq"], two[i]["exp_avg_sq"]) for i in one)
 
 
+def test_stage_two_of_an_anchored_model_has_nothing_left_for_the_full_version(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("two"), target)
+    assert {row["objective"] for row in run.fit()} == {"protected"}
+
+
+def test_mixed_cannot_spare_the_codec():
+    with pytest.raises(ValueError, match="moves 'codec'"):
+        TrainConfig(schedule="mixed", moves="triggers")
+
+
 def test_mixed_logs_both_objectives(target: Target, pairs: Pairs):
-    run = Trainer(lively(), pairs, fast("two", schedule="mixed"), target)
+    run = Trainer(lively(), pairs, fast("two", schedule="mixed", moves="codec"), target)
     (row,) = run.fit(1)
     batch = Trainer(lively(), pairs, fast("two"), target)._batch()
     _, full = Trainer(lively(), pairs, fast("two"), target).loss_full(batch)
@@ -306,16 +354,16 @@ def test_mixed_logs_both_objectives(target: Target, pairs: Pairs):
 def test_an_epoch_shows_every_picture_once(target: Target, pairs: Pairs):
     run = Trainer(tiny(), pairs, fast("one"), target)
     for epoch in range(3):
-        seen = torch.cat([run._indices(3 * epoch + i) for i in range(3)])
+        seen = torch.cat([indices(3 * epoch + i, 12, run.config) for i in range(3)])
         assert Counter(seen.tolist()) == Counter(range(12))
-    assert not torch.equal(run._indices(0), run._indices(3))
+    assert not torch.equal(indices(0, 12, run.config), indices(3, 12, run.config))
 
 
 def test_the_learning_rate_warms_up_and_ends_at_its_end(target: Target, pairs: Pairs):
     config = TrainConfig(stage="one", steps=200, warmup=20, learning_rate=1e-3, final_learning_rate=1e-5,
                          crop=64, batch_size=4)  # fmt: skip
     run = Trainer(tiny(), pairs, config, target)
-    rates = [run.learning_rate(step) for step in range(201)]
+    rates = [run.config.rate_at(step) for step in range(201)]
     assert rates[0] == pytest.approx(1e-3 / 20)
     assert rates[19] == pytest.approx(1e-3)
     assert rates[20] == pytest.approx(1e-3)
@@ -331,8 +379,8 @@ def test_the_optimiser_uses_the_schedule(target: Target, pairs: Pairs):
     run.fit(6)
     used = {name: [group["lr"] for group in run.optimisers[name].param_groups] for name in run.optimisers}
     triggers = run.config.trigger_rate  # they learn at a rate of their own
-    assert used["full"] == pytest.approx([run.learning_rate(4), run.learning_rate(4) * triggers])
-    assert used["protected"] == pytest.approx([run.learning_rate(5), run.learning_rate(5) * triggers])
+    assert used["full"] == pytest.approx([run.config.rate_at(4)])
+    assert used["protected"] == pytest.approx([run.config.rate_at(5) * triggers])
 
 
 # --- what a batch is --------------------------------------------------------------------------------
@@ -350,9 +398,9 @@ def test_cached_latents_are_those_of_real_files(target: Target, pairs: Pairs):
     run = Trainer(model, pairs, fast("two"), target)
     for i in (0, 5, 11):
         stream = bitstream.unpack(model.compress(pairs.pictures[i : i + 1] / 255))
-        assert torch.equal(run.latents[i : i + 1].float(), model.latents(stream))
-    assert len(run.latents.unique()) > 10  # not merely zeros
-    assert run.latents.dtype == torch.int16
+        assert torch.equal(run.latents.y_hat[i : i + 1].float(), model.latents(stream))
+    assert len(run.latents.y_hat.unique()) > 10  # not merely zeros
+    assert run.latents.y_hat.dtype == torch.int16
 
 
 def test_latents_that_are_no_whole_numbers_are_cached_as_they_are(target: Target, pairs: Pairs):
@@ -361,23 +409,29 @@ def test_latents_that_are_no_whole_numbers_are_cached_as_they_are(target: Target
         model.backbone.g_a[-1].weight.mul_(20)
     run = Trainer(model, pairs, fast("two"), target)
     stream = bitstream.unpack(model.compress(pairs.pictures[2:3] / 255))
-    assert run.latents.is_floating_point()
-    assert torch.allclose(run.latents[2:3], model.latents(stream), atol=1e-4)
+    assert run.latents.y_hat.is_floating_point()
+    assert torch.allclose(run.latents.y_hat[2:3], model.latents(stream), atol=1e-4)
 
 
-def test_a_window_of_latents_belongs_to_its_window_of_the_picture(target: Target, pairs: Pairs):
-    run = Trainer(lively(), pairs, fast("two"), target)
+@pytest.mark.parametrize("crop", [32, 64, 96])
+def test_a_crop_is_decoded_as_if_the_whole_picture_were(crop: int, target: Target, pairs: Pairs):
+    model = lively()
+    run = Trainer(model, pairs, replace(fast("two"), crop=crop), target)
+    run.__dict__["latents"] = CachedLatents(model, pairs, torch.device("cpu"), chunk=3)  # padded on all four sides
+    assert {start for start in run.latents.starts} == {(0, 0), (2, 0), (0, 2), (2, 2)}
     found = set()
     for run.step in range(6):
         batch = run._batch()
-        assert batch.x.shape == (4, 3, 64, 64)
-        assert batch.y_hat.shape == (4, 12, 4, 4)
-        top, left = window_of(pairs.pictures[batch.index[0]] / 255, batch.x[0])
-        assert top % 16 == left % 16 == 0
-        t, e = top // 16, left // 16
-        assert torch.equal(batch.y_hat, run.latents[batch.index, :, t : t + 4, e : e + 4].float())
-        found.add((top, left))
-    assert len(found) > 2
+        assert batch.x.shape == (4, 3, crop, crop)
+        with torch.no_grad():
+            x_hat = batch.cut(model.synthesize(batch.y_hat))
+            whole = model.synthesize(run.latents.y_hat[batch.index].float())
+        for i, crop_of, decoded, canvas in zip(batch.index.tolist(), batch.x, x_hat, whole, strict=True):
+            top, left = window_of(pairs.pictures[i] / 255, crop_of)
+            t, e = (16 * start + n for start, n in zip(run.latents.starts[i], (top, left), strict=True))
+            assert torch.allclose(decoded, canvas[:, t : t + crop, e : e + crop], atol=1e-5)
+            found.add((top, left))
+    assert len(found) > 2 or crop == 96
 
 
 def batch_of(run: Trainer, step: int) -> Batch:
@@ -386,7 +440,7 @@ def batch_of(run: Trainer, step: int) -> Batch:
 
 
 def test_full_is_decoded_with_the_secret_and_protected_without(target: Target, pairs: Pairs):
-    run = Trainer(lively(), pairs, fast("two"), target)
+    run = Trainer(lively(), pairs, fast("two", moves="codec"), target)
     seen = []
     run.model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
     run.fit(2)
@@ -399,7 +453,7 @@ def test_full_is_decoded_with_the_secret_and_protected_without(target: Target, p
 
 def test_the_attack_reaches_decoder_and_triggers_but_not_the_target(target: Target, pairs: Pairs):
     model = lively()
-    run = Trainer(model, pairs, fast("two", mu=0.0), target)
+    run = Trainer(model, pairs, fast("two", mu=0.0, moves="codec"), target)
     loss, row = run.loss_protected(run._batch())
     loss.backward()
     assert loss.item() == pytest.approx(0.0035 * 50 * row["l_uc"], rel=1e-5)  # nothing else in it: mu is 0

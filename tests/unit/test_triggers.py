@@ -8,7 +8,7 @@ import torch
 from compressai.registry import MODELS
 from torch import Tensor, nn
 
-from psic_core.triggers import CLTG, ConditionalSynthesis, split_stages
+from psic_core.triggers import CLTG, ConditionalSynthesis, Injection, split_stages
 
 LATENT = torch.zeros(1, 12, 4, 4)
 
@@ -32,10 +32,10 @@ def awake(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def synthesis(seed: int = 0) -> tuple[nn.Sequential, ConditionalSynthesis]:
+def synthesis(seed: int = 0, residual: int = 4) -> tuple[nn.Sequential, ConditionalSynthesis]:
     torch.manual_seed(seed)
     g_s = MODELS["bmshj2018-hyperprior"](8, 12).g_s
-    return g_s, ConditionalSynthesis(*split_stages(g_s, LATENT), dim=16, hidden=8)
+    return g_s, ConditionalSynthesis(*split_stages(g_s, LATENT), dim=16, hidden=8, residual=residual)
 
 
 def betas(batch: int = 3, dim: int = 16) -> Tensor:
@@ -120,6 +120,49 @@ def test_trigger_depends_on_its_own_condition_only():
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
+def test_a_trigger_measured_from_the_keys_is_zero_there():
+    trigger, key = awake(CLTG(16, 5, hidden=8)), betas()[1]
+    measured = trigger(betas(), key)
+    assert measured[1].abs().max() < 1e-6
+    assert torch.allclose(measured, trigger(betas()) - trigger(key[None]), atol=1e-5)
+
+
+def test_an_anchored_trigger_gives_the_same_without_the_key():
+    trigger, key = awake(CLTG(16, 5, hidden=8)), betas()[1]
+    before = trigger(betas(), key)
+    trigger.anchor(key)
+    assert torch.allclose(trigger(betas()), before, atol=1e-5)
+    assert trigger(betas()).abs().max() > 0.1
+
+
+# --- one injection ---------------------------------------------------------------------------------
+
+
+def test_injection_is_shift_and_gated_block():
+    injection = awake(Injection(16, 5, hidden=8, width=3))
+    h = torch.randn(3, 5, 6, 7)
+    shift, gate = injection.cltg(betas())[:, :5], injection.cltg(betas())[:, 5:]
+    assert torch.allclose(injection(h, betas()), h + shift + gate * injection.block(h), atol=1e-6)
+    key = betas()[2]
+    assert torch.allclose(injection(h, betas(), key)[2], h[2], atol=1e-5)  # the key changes nothing
+
+
+def test_injection_without_a_block_is_the_papers_constant():
+    injection = awake(Injection(16, 5, hidden=8, width=0))
+    h = torch.randn(3, 5, 6, 7)
+    assert not list(injection.block.parameters())
+    assert torch.allclose(injection(h, betas()) - h, injection.cltg(betas()).expand_as(h), atol=1e-5)
+
+
+def test_the_block_answers_to_the_picture():
+    """What it adds differs from place to place and from picture to picture; a constant does not."""
+    injection = awake(Injection(16, 5, hidden=8, width=3))
+    one, two = torch.randn(2, 3, 5, 6, 7)
+    added = [injection(h, betas()) - h for h in (one, two)]
+    assert added[0].std((2, 3)).max() > 1e-2
+    assert not torch.allclose(added[0], added[1], atol=1e-2)
+
+
 # --- conditional synthesis -------------------------------------------------------------------------
 
 
@@ -133,7 +176,7 @@ def test_fresh_synthesis_is_the_backbone_bit_for_bit(beta: Tensor):
 
 
 def test_each_stage_gets_its_trigger_as_a_constant_over_the_plane():
-    _, decoder = synthesis()
+    _, decoder = synthesis(residual=0)
     awake(decoder)
     seen: list[Tensor] = []
     for stage in decoder.stages:
@@ -143,7 +186,7 @@ def test_each_stage_gets_its_trigger_as_a_constant_over_the_plane():
     x = y_hat
     for got, trigger, stage in zip(list(seen), decoder.triggers, decoder.stages, strict=True):
         added = got - x
-        assert torch.allclose(added, trigger(beta).expand_as(x), atol=1e-4)
+        assert torch.allclose(added, trigger.cltg(beta).expand_as(x), atol=1e-4)
         assert added.std((2, 3)).max() < 1e-5
         x = nn.Sequential(*stage)(got)  # a copy without the hook
 
@@ -171,7 +214,8 @@ def test_two_conditions_decode_to_two_pictures():
 def test_gradient_of_a_trigger_reaches_only_its_own_module(index: int):
     _, decoder = synthesis()
     awake(decoder)
-    decoder.triggers[index](betas()).square().sum().backward()
+    h = torch.randn(3, (12, 8, 8, 8)[index], 4, 5)
+    decoder.triggers[index](h, betas()).square().sum().backward()
     reached = {name for name, p in decoder.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {n for n, _ in decoder.named_parameters() if n.startswith(f"triggers.{index}.")}
 
@@ -186,8 +230,16 @@ def test_a_fresh_trigger_can_be_trained():
     _, decoder = synthesis()
     decoder(torch.randn(3, 12, 4, 5), betas()).square().mean().backward()
     for trigger in decoder.triggers:
-        assert trigger.w_d.weight.grad.any()  # zero weights stop the gradient behind them, not their own
-        assert trigger.w_d.bias.grad.any()
+        assert trigger.cltg.w_d.weight.grad.any()  # zero weights stop the gradient behind them, not their own
+        assert trigger.cltg.w_d.bias.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("residual", "widths"), [(0, [0, 0, 0, 0]), (1, [4, 2, 1, 0]), (4, [12, 8, 4, 0]), (99, [12, 8, 8, 0])]
+)
+def test_blocks_grow_where_pixels_are_few(residual: int, widths: list[int]):
+    _, decoder = synthesis(residual=residual)
+    assert [t.block[0].out_channels if len(t.block) else 0 for t in decoder.triggers] == widths
 
 
 def test_conditions_must_match_the_batch(unchecked_shapes: None):

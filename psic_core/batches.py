@@ -1,0 +1,114 @@
+"""What one training step sees: which pictures, which crops, and in stage two which cached latents."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from psic_core.codec import PSIC
+from psic_core.config import TrainConfig
+from psic_core.pairs import Pairs
+
+LATENT = 16  # pixels a latent, in all of CompressAI's architectures
+CONTEXT = 4  # latents around a crop that its pixels depend on, through four stages and their blocks
+
+
+class Batch(NamedTuple):
+    """What one step sees."""
+
+    x: Float[Tensor, "batch 3 crop crop"]
+    y_hat: Float[Tensor, "batch m h w"] | None  # stage two: cached latents of the crop and its surroundings
+    index: Int64[Tensor, " batch"]
+    rng: torch.Generator
+    corners: tuple[tuple[int, int], ...] | None = None  # of each crop within what y_hat decodes to; None: whole
+
+    def cut(self, x_hat: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 crop crop"]:
+        """The part of a decoded batch that shows ``x``."""
+        if self.corners is None:
+            return x_hat
+        side = self.x.shape[-1]
+        return torch.stack([p[:, t : t + side, e : e + side] for p, (t, e) in zip(x_hat, self.corners, strict=True)])
+
+
+class CachedLatents:
+    """Rounded latents of every picture, whole, which is what decoders really get (DESIGN decision 9).
+
+    The codec pads a picture to a multiple of 64 below and to the right. Files do it so; here every second, third
+    and fourth chunk of pictures is padded at the other sides, so that a true edge of the picture is seen on each
+    side: what an attack learns of edges that are always padded away is wrong where they are not.
+
+    Args:
+        model: Its backbone encodes, once for each picture.
+        pairs: The pictures.
+        device: Where to encode.
+        chunk: Pictures encoded together.
+    """
+
+    def __init__(self, model: PSIC, pairs: Pairs, device: torch.device, chunk: int = 16) -> None:
+        height, width = pairs.pictures.shape[-2:]
+        multiple, parts, starts = model.backbone.downsampling_factor, [], []
+        down, right = -height % multiple, -width % multiple
+        for k, pictures in enumerate(tqdm(pairs.pictures.split(chunk), desc="latents", leave=False)):
+            top, left = (LATENT * (n // LATENT) * (k >> bit & 1) for bit, n in enumerate((down, right)))
+            x = functional.pad(
+                pictures.to(device).float() / 255, (left, right - left, top, down - top), mode="replicate"
+            )
+            y_hat = model.quantised_latents(x).cpu()
+            whole = torch.equal(y_hat, y_hat.round()) and y_hat.abs().max() < 2**15
+            parts.append(y_hat.to(torch.int16) if whole else y_hat)
+            starts += [(top // LATENT, left // LATENT)] * len(pictures)
+        self.y_hat = torch.cat(parts)
+        self.starts = starts  # of each picture in its padded latents
+
+    def window(
+        self, index: Int64[Tensor, " batch"], top: int, left: int, side: int
+    ) -> tuple[Float[Tensor, "batch m h w"], tuple[tuple[int, int], ...]]:
+        """Latents that decode to a crop as if the whole picture were decoded, and where the crop then lies.
+
+        Args:
+            index: The pictures.
+            top: First row of the crop, in latents.
+            left: First column.
+            side: Rows and columns of the crop, in latents.
+        """
+        cut, corners = [], []
+        height, width = self.y_hat.shape[-2:]
+        n, m = (min(side + 2 * CONTEXT, size) for size in (height, width))
+        for i in index.tolist():
+            t, e = (a + b for a, b in zip(self.starts[i], (top, left), strict=True))
+            t0, e0 = max(0, min(t - CONTEXT, height - n)), max(0, min(e - CONTEXT, width - m))
+            cut.append(self.y_hat[i, :, t0 : t0 + n, e0 : e0 + m])
+            corners.append((LATENT * (t - t0), LATENT * (e - e0)))
+        return torch.stack(cut).float(), tuple(corners)
+
+
+def indices(step: int, pairs: int, config: TrainConfig) -> Int64[Tensor, " batch"]:
+    """The step's pictures: a permutation for each epoch, without a state to keep."""
+    size = config.batch_size
+    epoch, position = divmod(step * size, pairs - pairs % size)
+    order = torch.randperm(pairs, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
+    return order[position : position + size]
+
+
+def draw(
+    pairs: Pairs,
+    index: Int64[Tensor, " batch"],
+    config: TrainConfig,
+    rng: torch.Generator,
+    latents: CachedLatents | None,
+    device: torch.device,
+) -> Batch:
+    """One batch: a common random crop of the pictures, mirrored at random where they are encoded anew."""
+    x = pairs.pictures[index]
+    grid = LATENT if latents is not None else 1
+    top, left = (
+        int(torch.randint((side - config.crop) // grid + 1, (), generator=rng)) * grid for side in x.shape[-2:]
+    )
+    x = x[..., top : top + config.crop, left : left + config.crop].to(device).float() / 255
+    if latents is not None:
+        y_hat, corners = latents.window(index, top // grid, left // grid, config.crop // grid)
+        return Batch(x, y_hat.to(device), index, rng, corners)
+    return Batch(x.flip(-1) if torch.rand((), generator=rng) < 0.5 else x, None, index, rng)

@@ -1,0 +1,153 @@
+"""Upkeep of the course: README's table, the Colab cells, stored outputs. ``python -m psic_core.course [--check]``."""
+
+import argparse
+import base64
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from PIL import Image
+
+from psic_core.config import repo_dir
+from psic_core.readme import fill
+
+ADDRESS = re.compile(r'REPOSITORY = "[^"]*"')
+LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
+WIDEST = 1200  # of so many pixels at most
+LONG_LIVED = ("papermill", "widgets")  # metadata that a stored notebook need not keep
+
+
+def notebooks() -> list[Path]:
+    """The course in order."""
+    return sorted((repo_dir() / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def solutions() -> list[Path]:
+    """The exercises' solutions, one notebook for each of the course."""
+    return sorted((repo_dir() / "notebooks" / "solutions").glob("[0-9]*.ipynb"))
+
+
+def repository() -> str:
+    """The project's address: the one line of pyproject.toml that a fork changes.
+
+    Raises:
+        ValueError: pyproject.toml names none.
+    """
+    text = (repo_dir() / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^Repository = "(https://[^"]+)"', text, re.MULTILINE)
+    if not found:
+        raise ValueError('pyproject.toml has no line `Repository = "https://..."` under [project.urls]')
+    return found[1]
+
+
+def course_table() -> str:
+    """README's table, from the notebooks' metadata."""
+    owner = repository().removeprefix("https://github.com/")
+    lines = ["| notebook | goal | minutes, CPU / GPU | open |", "|---|---|---|---|"]
+    for path in notebooks():
+        about = nbformat.read(path, as_version=4).metadata["psic"]
+        colab = f"[Colab](https://colab.research.google.com/github/{owner}/blob/main/notebooks/{path.name})"
+        solution = f"[solutions](notebooks/solutions/{path.name})"
+        lines.append(
+            f"| [{path.stem[:2]} {about['title']}](notebooks/{path.name}) | {about['goal']}"
+            f" | {about['minutes_cpu']} / {about['minutes_gpu']} | {colab}, {solution} |"
+        )
+    return "\n".join(lines)
+
+
+def with_address(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with the project's address in its Colab cell."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = ADDRESS.sub(f'REPOSITORY = "{repository()}"', cell.source)
+    return notebook
+
+
+def normalised(notebook: NotebookNode) -> NotebookNode:
+    """Outputs as they are stored: no widgets' state, no traces of the run, large pictures as JPEG."""
+    for key in LONG_LIVED:
+        notebook.metadata.pop(key, None)
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        kept = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+        for output in kept:
+            data = output.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)
+            png = base64.b64decode(data.get("image/png", ""))
+            if len(png) > LARGEST_PNG:
+                del data["image/png"]
+                data["image/jpeg"] = _jpeg(png)
+        if cell.cell_type == "code":
+            cell.outputs = kept
+    return notebook
+
+
+def store(path: Path) -> None:
+    """Execute a notebook with its default parameters and keep what it shows.
+
+    Raises:
+        RuntimeError: A cell failed; the stored notebook is left as it was.
+    """
+    kernels = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / path.name
+        run = [sys.executable, "-m", "papermill", "--kernel", "python3", "--cwd", str(path.parent)]
+        options = ["-p", "out_dir", str(Path(folder) / "out")]
+        done = subprocess.run(
+            [*run, str(path), str(result), *options],
+            env=os.environ | {"JUPYTER_PATH": kernels}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{path.name} failed:\n{done.stderr[-2000:]}")
+        notebook = normalised(nbformat.read(result, as_version=4))
+    nbformat.write(notebook, path)
+
+
+def main() -> int:
+    """Rewrite README's table and the Colab cells; with ``--check`` say whether they are up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where something is stale")
+    parser.add_argument("--store", nargs="*", metavar="NN", help="first execute notebooks (default: all), keep outputs")
+    args = parser.parse_args()
+    for path in notebooks() if args.store is not None else []:
+        if not args.store or path.stem[:2] in args.store:
+            print(f"executing {path.name}")
+            store(path)
+    stale = []
+    for path in (*notebooks(), *solutions()):
+        old = path.read_text(encoding="utf-8")
+        new = nbformat.writes(with_address(nbformat.reads(old, as_version=4)))
+        if ADDRESS.search(old) and new.strip() != old.strip():
+            stale.append(path)
+            if not args.check:
+                path.write_text(new.strip() + "\n", encoding="utf-8")
+    page = repo_dir() / "README.md"
+    old = page.read_text(encoding="utf-8")
+    new = fill(old, "course", course_table())
+    if new != old:
+        stale.append(page)
+        if not args.check:
+            page.write_text(new, encoding="utf-8")
+    if args.check:
+        for path in stale:
+            print(f"{path.name} is stale: run python -m psic_core.course")
+    return int(args.check and bool(stale))
+
+
+def _jpeg(png: bytes) -> str:
+    buffer, image = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=88, optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

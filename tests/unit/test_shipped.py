@@ -1,0 +1,78 @@
+"""The checkpoints that ship do what their card says."""
+
+import pytest
+import skimage.data
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from psic_core import bitstream
+from psic_core.checkpoints import load_checkpoint
+from psic_core.codec import PSIC
+from psic_core.config import data_dir
+from psic_core.datasets.scenes import Scenes
+from psic_core.images import pad_to, round_to_8_bits
+from psic_core.metrics import psnr
+from psic_core.targets import load_target
+
+NAMES = sorted(p.stem.removeprefix("psic-") for p in (data_dir() / "checkpoints").glob("psic-q*.safetensors"))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pair(request: pytest.FixtureRequest) -> tuple[PSIC, PSIC]:
+    return load_checkpoint(f"psic-{request.param}"), load_checkpoint(f"plain-{request.param}")
+
+
+def photo() -> Tensor:
+    pixels = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None].float() / 255
+    return functional.interpolate(pixels, (512, 768), mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def test_there_are_pairs():
+    assert "q2" in NAMES
+    assert sorted(p.stem.removeprefix("plain-") for p in (data_dir() / "checkpoints").glob("plain-q*")) == NAMES
+
+
+def test_full_is_the_plain_codecs_picture_from_the_same_file(pair: tuple[PSIC, PSIC]):
+    model, plain = pair
+    file = model.compress(photo(), "words")
+    assert plain.fingerprint() == model.fingerprint()
+    assert torch.equal(model.decompress_tensor(file, "words"), plain.decompress_tensor(file))
+    assert (model.decompress_tensor(file) - plain.decompress_tensor(file)).abs().mean() > 1e-3
+    assert plain.compress(photo()) == model.compress(photo())
+
+
+def test_files_are_within_two_percent_of_the_likelihoods(pair: tuple[PSIC, PSIC]):
+    model, _ = pair
+    x = photo()
+    file = model.compress(x)
+    with torch.no_grad():
+        likelihoods = model.backbone(x)["likelihoods"]
+    size = -sum(float(p.double().log2().sum()) for p in likelihoods.values()) / 8 + bitstream.header_bytes(2)
+    assert size <= len(file) <= 1.02 * size
+
+
+def test_protected_scenes_stay_near_for_people_and_move_away_for_the_model(pair: tuple[PSIC, PSIC]):
+    model, _ = pair
+    target = load_target()
+    x = torch.stack([scene.image for scene in (Scenes("val", 12, 160)[i] for i in range(12))])
+    with torch.no_grad():
+        y_hat = model.quantised_latents(pad_to(x, model.backbone.downsampling_factor))
+        decoded = [model.synthesize(y_hat, c)[..., :160, :160] for c in (model.full_condition(), None)]
+        full, protected = (round_to_8_bits(v) for v in decoded)
+        original, *seen = (target.encode_images(v) for v in (x, full, protected))
+    drop = [psnr(f, o) - psnr(p, o) for f, p, o in zip(full.split(1), protected.split(1), x.split(1), strict=True)]
+    assert sum(drop) / len(drop) < 1.3
+    likeness = [float((original * features).sum(1).mean()) for features in seen]
+    assert likeness[1] < likeness[0] - 0.2
+
+
+def test_the_protection_is_not_stronger_at_the_edges(pair: tuple[PSIC, PSIC]):
+    """An edge that training never saw would be: it once held fifteen times the energy."""
+    model, _ = pair
+    y_hat = model.quantised_latents(photo()[..., :256, :256])
+    with torch.no_grad():
+        change = (model.synthesize(y_hat) - model.synthesize(y_hat, model.full_condition())).square().mean((0, 1))
+    inside = change[32:-32, 32:-32].mean()
+    for edge in (change[:16], change[-16:], change[:, :16], change[:, -16:]):
+        assert edge.mean() < 4 * inside

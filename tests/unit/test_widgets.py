@@ -1,0 +1,444 @@
+"""The widgets of notebook 05 in plain Python: setting a control's value does what a hand does."""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from hashlib import blake2b
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from psic_core import figures, keys
+from psic_core.codec import PSIC
+from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
+from psic_core.targets import Target, load_target
+from psic_core.widgets import (
+    BetaSlider,
+    Gallery,
+    InputError,
+    Lab,
+    ModeSwitch,
+    Panel,
+    SearchBox,
+    prompt_list,
+    read_upload,
+    render_between,
+    render_mode,
+)
+
+KEYWORD, WRONG = "my cat is called Chelsea", "my cat is called Whiskers"
+PROMPTS = "a cat\nan astronaut\na cup of coffee"
+CAPTIONS = {"cat": "a cat", "astronaut": "a person in a space suit", "coffee": "a cup of coffee on a table"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_words() -> Iterator[None]:
+    """Keywords in no time: scrypt is slow on purpose, and has its own tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "_scrypt", lambda words, salt, size: blake2b(words + salt, digest_size=size).digest())
+        yield
+
+
+@pytest.fixture(scope="module")
+def model() -> PSIC:
+    """Its triggers know the key from everything else, as after a perfect training: wrong words decode protected."""
+    torch.manual_seed(0)
+    model = PSIC.build(CodecConfig(n=8, m=12, dim=64, hidden=8, residual=4)).eval()
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(20)
+        for trigger in model.g_s.triggers:
+            first = trigger.cltg.mlp[0]
+            first.weight.copy_(4 * model.full_condition().expand_as(first.weight))
+            first.bias.fill_(-2)  # no other unit vector is half as near to the key
+            trigger.cltg.w_d.weight.normal_(std=0.5)
+    model.anchor()
+    return model
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return load_target("tiny")
+
+
+@pytest.fixture
+def lab(model: PSIC, target: Target) -> Lab:
+    photos = {"cat": data.chelsea(), "astronaut": data.astronaut(), "coffee": data.coffee()}
+    return Lab(model, target, {n: Image.fromarray(p).resize((96, 64)) for n, p in photos.items()}, side=64)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests of the figures themselves; without it figures are their words and numbers, and take no time."""
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(*facts: object) -> Image.Image:
+        words = repr(facts).encode()
+        return Image.frombytes("L", (len(words), 1), words)
+
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(figures, "reading", written)
+        monkeypatch.setattr(Gallery, "render", lambda self, *asked: written(asked, self.ranks(*asked)))
+
+
+@pytest.fixture
+def switch(lab: Lab) -> ModeSwitch:
+    return ModeSwitch(lab, KEYWORD, WRONG, PROMPTS)
+
+
+@pytest.fixture
+def calls(model: PSIC, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the codec has worked."""
+    counted: Counter[str] = Counter()
+
+    def count(name: str) -> Callable:
+        original = getattr(model, name)
+
+        def counting(*args):
+            counted[name] += 1
+            return original(*args)
+
+        return counting
+
+    for name in ("compress", "latents", "synthesize", "condition_of"):
+        monkeypatch.setattr(model, name, count(name))
+    return counted
+
+
+def shown(panel: Panel, place: int = 0) -> tuple:
+    """Size and pixels of what a panel shows."""
+    assert panel.stage.layout.display is None
+    with Image.open(io.BytesIO(panel.stage.children[place].value)) as image:
+        return image.size, image.tobytes()
+
+
+def pixels(image: Image.Image) -> tuple:
+    return image.size, image.tobytes()
+
+
+def complaint(panel: Panel) -> str:
+    """The one sentence in place of the pictures."""
+    assert panel.stage.layout.display == "none"
+    assert "Traceback" not in panel.says.value
+    assert panel.says.value.count("<b ") == 1
+    return panel.says.value
+
+
+def decoded(lab: Lab, keyword: str | None, photo: str = "cat") -> tuple:
+    return pixels(lab.model.decompress(lab.file(photo, KEYWORD), keyword))
+
+
+# --- the pictures behind the widgets ----------------------------------------------------------------
+
+
+def test_the_right_words_decode_full_and_all_others_protected(lab: Lab):
+    full, protected = decoded(lab, KEYWORD), decoded(lab, None)
+    assert full != protected
+    seen = {}
+    for tried in (KEYWORD, PUBLIC_PASSPHRASE, "", WRONG, KEYWORD.upper()):
+        version, beta = lab.condition("cat", KEYWORD, tried)
+        assert pixels(lab.picture("cat", KEYWORD, beta)) == (full if version == "full" else protected)
+        seen[tried] = version
+    assert list(seen.values()) == ["full", "full", "protected", "wrong keyword", "wrong keyword"]
+
+
+def test_render_mode_shows_picture_difference_and_beliefs(lab: Lab, drawn: None):
+    view = render_mode(lab, "cat", KEYWORD, "", prompt_list(PROMPTS))
+    full = lab.picture("cat", KEYWORD, lab.model.full_condition())
+    assert pixels(view.picture) == decoded(lab, None)
+    assert pixels(view.difference) == pixels(figures.amplified_difference(view.picture, full))
+    assert view.beliefs.axes[0].get_xlim() == (0, 1)
+    assert [t.get_text() for t in view.beliefs.axes[0].get_legend().get_texts()] == ["original", "protected"]
+    assert view.says.startswith("cat, protected: read as “")
+    assert view.says.endswith(" dB against the original")
+    original = render_mode(lab, "cat", KEYWORD, None, prompt_list(PROMPTS))
+    assert original.picture is lab.photos["cat"]
+    assert "dB" not in original.says
+    assert plt.get_fignums() == []  # or each redraw would keep its figure
+
+
+def test_beliefs_are_the_targets(lab: Lab):
+    p = lab.believed(lab.photos["cat"], PROMPTS.splitlines())
+    x = torch.from_numpy(np.array(lab.photos["cat"])).permute(2, 0, 1)[None] / 255
+    cosine = lab.target.encode_image(x) @ lab.target.encode_text(PROMPTS.splitlines()).T
+    assert torch.allclose(p, (lab.target.model.logit_scale.exp() * cosine).softmax(-1)[0], atol=1e-5)
+    assert p.sum() == pytest.approx(1)
+
+
+def test_render_between_ends_at_the_two_versions(lab: Lab):
+    views = {t: render_between(lab, "cat", KEYWORD, t, prompt_list(PROMPTS)) for t in (0.0, 0.8, 1.0)}
+    assert pixels(views[0.0].picture) == decoded(lab, None)
+    assert pixels(views[1.0].picture) == decoded(lab, KEYWORD)
+    assert pixels(views[0.8].picture) not in (decoded(lab, None), decoded(lab, KEYWORD))
+    assert set(views[1.0].difference.tobytes()) == {128}
+    assert lab.decoded == 3
+
+
+def test_nothing_is_made_twice(lab: Lab, calls: Counter[str]):
+    switch, slider = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS), BetaSlider(lab, KEYWORD, PROMPTS)
+    for _ in range(3):
+        for version in ("original", "full", "protected", "wrong keyword"):
+            switch.version.value = version
+        for t in (0, 0.5, 0.9, 1):
+            slider.t.value = t
+        switch.prompts.value, switch.prompts.value = "one\ntwo", PROMPTS
+    # Conditions: none, the key's, the wrong one's, half and nine tenths of the key's.
+    assert calls == {"compress": 1, "latents": 1, "synthesize": 5, "condition_of": 3}
+    assert lab.decoded == 5
+    switch.sealed.value = "other words"  # another file
+    assert calls["compress"] == calls["latents"] == 2
+    switch.photo.value = "coffee"
+    assert calls["compress"] == calls["latents"] == 3
+
+
+# --- the mode switch --------------------------------------------------------------------------------
+
+
+def test_typing_a_keyword_changes_version_and_picture(lab: Lab, switch: ModeSwitch):
+    assert (switch.version.value, shown(switch)) == ("protected", decoded(lab, None))
+    seen = [switch.says.value]
+    for words, version in ((KEYWORD, "full"), (WRONG, "wrong keyword"), (PUBLIC_PASSPHRASE, "full"), ("", "protected")):
+        switch.tried.value = words
+        assert switch.version.value == version
+        assert shown(switch) == decoded(lab, words or None)
+        assert f"cat, {version}: " in switch.says.value
+        seen.append(switch.says.value)
+    assert len(set(seen)) == 3
+
+
+def test_switching_the_version_types_its_keyword(lab: Lab, switch: ModeSwitch):
+    for version, words in (("full", KEYWORD), ("wrong keyword", WRONG), ("protected", ""), ("full", KEYWORD)):
+        switch.version.value = version
+        assert switch.tried.value == words
+        assert shown(switch) == decoded(lab, words or None)
+        assert (set(shown(switch, 1)[1]) == {128}) == (version == "full")  # grey: no difference to full
+    switch.version.value = "original"
+    assert shown(switch) == pixels(lab.photos["cat"])
+    assert switch.tried.value == KEYWORD  # nothing was typed
+    switch.tried.value = ""
+    assert switch.version.value == "protected"
+
+
+def test_a_file_sealed_anew_refuses_the_old_words(lab: Lab, switch: ModeSwitch):
+    switch.version.value = "full"
+    full = shown(switch)
+    switch.sealed.value = "other words"
+    assert switch.version.value == "wrong keyword"
+    assert shown(switch) == decoded(lab, None) != full
+    switch.version.value = "full"
+    assert switch.tried.value == "other words"
+    assert shown(switch) == full
+    switch.sealed.value = WRONG  # the words that were kept for a wrong keyword
+    switch.version.value = "full"
+    switch.version.value = "wrong keyword"
+    assert switch.tried.value == WRONG + "!"
+    assert shown(switch) == decoded(lab, None)
+
+
+def test_another_photo_keeps_the_mode(lab: Lab, switch: ModeSwitch):
+    switch.version.value = "full"
+    switch.photo.value = "coffee"
+    assert switch.version.value == "full"
+    assert shown(switch) == decoded(lab, KEYWORD, "coffee")
+    assert switch.says.value.startswith("coffee, full: ")
+
+
+def test_prompts_change_the_beliefs_and_errors_are_a_sentence(switch: ModeSwitch):
+    before = shown(switch, 2)
+    switch.prompts.value = "a dog\n\n  a horse \na dog"
+    assert shown(switch, 2) != before
+    assert "“a dog”" in switch.says.value or "“a horse”" in switch.says.value
+    for text, count in (("", 0), (" \n\n", 0), ("a cat\na cat", 1), ("\n".join(map(str, range(13))), 13)):
+        switch.prompts.value = text
+        assert f"Type 2 to 12 different prompts, one a line; here are {count}." in complaint(switch)
+        switch.prompts.value = PROMPTS
+        assert shown(switch, 2) == before
+
+
+def test_words_are_words_in_pages_and_figures(drawn: None, switch: ModeSwitch):
+    switch.prompts.value = "<script>alert(1)</script>\n$10 \\foo $ and a bill of 5 $\n" + "long " * 40
+    assert "<script>" not in switch.says.value
+    assert shown(switch, 2)[0][0] < 1000  # pixels: a long prompt does not widen the page
+    switch.prompts.value = "$\\nonsense{$\n<b>"
+    assert "<b>" not in switch.says.value
+
+
+def test_an_empty_keyword_of_the_file_is_a_sentence(switch: ModeSwitch):
+    switch.sealed.value = ""
+    assert "The file needs a keyword" in complaint(switch)
+    switch.sealed.value = "new"
+    assert shown(switch)
+
+
+def test_other_exceptions_go_their_way(switch: ModeSwitch, lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_):
+        raise RuntimeError("the decoder is broken")
+
+    monkeypatch.setattr(lab.model, "picture", broken)
+    with pytest.raises(RuntimeError, match="the decoder is broken"):
+        switch.version.value = "wrong keyword"
+    monkeypatch.undo()
+    switch.version.value = "full"  # and the switch still works
+    assert shown(switch) == decoded(lab, KEYWORD)
+
+
+def test_a_page_without_widgets_shows_a_short_line(switch: ModeSwitch):
+    assert repr(switch) == "<ModeSwitch: run the notebook to use it>"
+
+
+# --- uploads ----------------------------------------------------------------------------------------
+
+
+def upload(name: str, content: bytes) -> tuple[dict, ...]:
+    """What Jupyter sends."""
+    about = {"name": name, "type": "image/png", "size": len(content), "last_modified": datetime(2025, 1, 1)}
+    return (about | {"content": memoryview(content)},)
+
+
+def picture_file(kind: str = "PNG", size: tuple[int, int] = (200, 100), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(data.rocket()).resize(size).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def test_an_uploaded_photo_is_taken_in_and_shown(lab: Lab, switch: ModeSwitch):
+    slider = BetaSlider(lab, KEYWORD, PROMPTS)
+    switch.version.value = "original"
+    switch.upload.value = upload("my rocket.v2.png", picture_file(mode="L"))
+    assert switch.photo.value == slider.photo.value == "my rocket.v2"
+    assert switch.photo.options == ("my rocket.v2", "cat", "astronaut", "coffee")
+    assert shown(switch) == pixels(lab.photos["my rocket.v2"])
+    assert shown(switch)[0] == (128, 64)
+    switch.version.value = "full"
+    assert shown(switch) == decoded(lab, KEYWORD, "my rocket.v2")
+    slider.t.value = 1
+    assert shown(slider) == shown(switch)
+    switch.upload.value = upload("cat.jpg", picture_file("JPEG"))
+    assert switch.photo.value == "cat 2"
+    switch.upload.value = upload("cat.jpg", picture_file("JPEG", (100, 100)))
+    assert switch.photo.value == "cat 3"
+    assert (switch.version.value, shown(switch)) == ("full", decoded(lab, KEYWORD, "cat 3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("notes.txt", b"no picture at all", "“notes.txt” cannot be read as a picture"),
+        ("empty.png", b"", "“empty.png” cannot be read"),
+        ("<i>.png", picture_file()[:500], "“&lt;i&gt;.png” cannot be read"),
+        ("short.jpg", picture_file("JPEG")[:300], "“short.jpg” cannot be read"),
+        ("float.tif", picture_file("TIFF", mode="F"), "“float.tif” cannot be read"),
+        ("line.png", picture_file(size=(500, 10)), "“line.png” is 500 x 10"),
+    ],
+)
+def test_an_unreadable_upload_is_a_sentence(switch: ModeSwitch, name: str, content: bytes, says: str):
+    before = shown(switch)
+    switch.upload.value = upload(name, content)
+    assert says in complaint(switch)
+    assert switch.photo.options == ("cat", "astronaut", "coffee")
+    switch.upload.value = ()
+    assert shown(switch) == before
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damage that it can pass over
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damaged_uploads_are_read_or_refused(kind: str):
+    content, rng = picture_file(kind, (24, 24)), torch.Generator().manual_seed(0)
+    for _ in range(40):
+        damaged = bytearray(content)
+        place, value = torch.randint(len(damaged), (), generator=rng), torch.randint(256, (), generator=rng)
+        damaged[int(place)] = int(value)
+        try:
+            assert read_upload(bytes(damaged), "x").mode == "RGB"
+        except InputError as error:
+            assert "“x” " in str(error)  # noqa: PT017
+
+
+# --- the slider -------------------------------------------------------------------------------------
+
+
+def test_the_slider_changes_what_is_shown(lab: Lab):
+    slider = BetaSlider(lab, KEYWORD, PROMPTS)
+    seen = {}
+    for t in (0.0, 0.7, 0.9, 1.0):
+        slider.t.value = t
+        seen[t] = (shown(slider), shown(slider, 1), slider.says.value)
+        assert f"β = {t:.2f} c" in slider.says.value
+    assert len(set(seen.values())) == 4
+    assert seen[0.0][0] == decoded(lab, None)
+    assert seen[1.0][0] == decoded(lab, KEYWORD)
+    slider.photo.value = "coffee"
+    assert shown(slider) == decoded(lab, KEYWORD, "coffee")
+    beliefs = shown(slider, 2)
+    slider.prompts.value = "a dog\na horse"
+    assert shown(slider, 2) != beliefs
+    slider.prompts.value = ""
+    assert "here are 0" in complaint(slider)
+
+
+# --- the search -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gallery(lab: Lab) -> Gallery:
+    """Full pictures hold their captions' features, protected ones the opposite: a shield that always works."""
+    gallery = Gallery(lab, CAPTIONS, KEYWORD)
+    meant = {id(gallery.full[n]): lab.words([c]) for n, c in CAPTIONS.items()}
+    meant |= {id(gallery.protected[n]): -lab.words([c]) for n, c in CAPTIONS.items()}
+    lab.features = lambda image: meant[id(image)]
+    return gallery
+
+
+def test_the_gallery_is_decoded_twice(lab: Lab, calls: Counter[str], drawn: None):
+    gallery = Gallery(lab, CAPTIONS, KEYWORD)
+    assert calls["latents"] == 3
+    assert calls["synthesize"] == 6
+    assert pixels(gallery.full["coffee"]) == decoded(lab, KEYWORD, "coffee")
+    assert pixels(gallery.protected["coffee"]) == decoded(lab, None, "coffee")
+    gallery.render(CAPTIONS["coffee"], "cat")
+    SearchBox(gallery, "cat").wanted.value = "coffee"
+    assert calls["latents"] == 3 + 2  # the test's own
+    assert calls["synthesize"] == 6 + 2
+
+
+def test_answers_are_in_the_targets_order(lab: Lab):
+    gallery = Gallery(lab, CAPTIONS, KEYWORD)
+    answers = gallery.answers("a horse", gallery.full)
+    query = lab.target.encode_text(["a horse"])[0]
+    scores = {name: float(lab.features(image)[0] @ query) for name, image in gallery.full.items()}
+    assert answers == sorted(scores, key=lambda name: -scores[name])
+
+
+def test_protected_pictures_drop_out_of_the_answers(gallery: Gallery, drawn: None):
+    for name, caption in CAPTIONS.items():
+        assert gallery.ranks(caption, name) == {"full": 1, "all protected": 3, "one protected": 3}
+    figure = gallery.render(CAPTIONS["cat"], "cat", top=2)
+    first = [[ax.get_title() for ax in figure.axes[row : row + 2]] for row in (0, 2, 4)]
+    assert first[0][0] == "1 cat"
+    assert all("cat" not in title for row in first[1:] for title in row)
+    framed = [ax.get_title() for ax in figure.axes if all(spine.get_visible() for spine in ax.spines.values())]
+    assert framed == ["1 cat"]
+
+
+def test_the_search_box_answers(gallery: Gallery):
+    box = SearchBox(gallery, "cat")
+    assert (box.query.value, "“cat”: place among 3 pictures." in box.says.value) == (CAPTIONS["cat"], True)
+    assert "full: 1, all protected: 3, one protected: 3" in box.says.value
+    before = shown(box)
+    box.query.value = CAPTIONS["coffee"]
+    assert box.wanted.value == "coffee"  # the full gallery's first answer
+    assert shown(box) != before
+    box.wanted.value = "astronaut"
+    assert box.query.value == CAPTIONS["astronaut"]
+    assert "“astronaut”: place among 3" in box.says.value
+    for empty in ("", "   "):
+        box.query.value = empty
+        assert "Type what to search for." in complaint(box)
+    box.wanted.value = "cat"
+    assert shown(box) == before

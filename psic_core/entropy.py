@@ -1,13 +1,14 @@
 """Entropy coding with a CompressAI backbone, made safe: tables kept fresh, bad input refused, no foreign memory."""
 
 import hashlib
+from types import MethodType
 from typing import Any
 
 import torch
-from compressai.entropy_models import EntropyModel
+from compressai.entropy_models import EntropyModel, GaussianConditional
 from compressai.models import CompressionModel, ScaleHyperprior
 from compressai.models.base import get_scale_table
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 from psic_core.bitstream import BitstreamError
@@ -47,6 +48,8 @@ class EntropyCoder:
             if isinstance(module, EntropyModel):
                 module._non_persistent_buffers_set.update(module._buffers.keys() & set(_TABLES))
                 module.register_load_state_dict_pre_hook(_drop_tables)
+            if isinstance(module, GaussianConditional):
+                module.build_indexes = MethodType(_build_indexes, module)
         for name, module in backbone.named_children():
             if name in ("g_a", "h_a"):
                 module.register_forward_hook(_refuse_wild_latents)
@@ -119,6 +122,11 @@ class EntropyCoder:
         The auxiliary loss only approaches them. The streams change: not for a model with files in use.
         """
         self.backbone.update(scale_table=SCALES, force=True, update_quantiles=True)
+
+
+def _build_indexes(self: GaussianConditional, scales: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
+    """CompressAI's numbers without its loop over the table: how many scales of the table lie below."""
+    return torch.bucketize(self.lower_bound_scale(scales).contiguous(), self.scale_table[:-1]).int()
 
 
 def _drop_tables(model: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -562,6 +562,16 @@ def test_float_picture_is_refused_with_a_sentence():
         model_and_file()[0].compress(COLOUR.convert("F"))
 
 
+def test_scale_indexes_are_compressais_own(model: PSIC):
+    conditional = model.backbone.gaussian_conditional
+    model.fingerprint()
+    table = conditional.scale_table
+    scales = torch.cat([table, table * 1.0001, table * 0.9999, torch.tensor([-1.0, 0.0, 1e9, torch.nan])])[None]
+    theirs = type(conditional).build_indexes(conditional, scales)
+    assert torch.equal(conditional.build_indexes(scales), theirs)
+    assert len(theirs.unique()) == len(table)
+
+
 # --- sizes -----------------------------------------------------------------------------------------
 
 

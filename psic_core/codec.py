@@ -124,8 +124,9 @@ class PSIC(nn.Module):
         The trainer calls this after each step. It leaks nothing that dropping the triggers would not show, and
         re-keying keeps it.
         """
+        key = self.full_condition()
         for trigger in self.g_s.triggers:
-            trigger.cltg.anchor(self.full_condition())
+            trigger.cltg.anchor(key)
 
     # --- real files -------------------------------------------------------------------------------------
 

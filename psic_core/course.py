@@ -15,9 +15,9 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from psic_core.config import repo_dir
-from psic_core.readme import fill
+from psic_core.readme import fill, renew
 
-ADDRESS = re.compile(r'REPOSITORY = "[^"]*"')
+ADDRESS = re.compile(r'REPOSITORY = \\"[^"]*\\"')  # as JSON writes it
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
 WIDEST = 1200  # of so many pixels at most
 LONG_LIVED = ("papermill", "widgets")  # metadata that a stored notebook need not keep
@@ -61,12 +61,18 @@ def course_table() -> str:
     return "\n".join(lines)
 
 
-def with_address(notebook: NotebookNode) -> NotebookNode:
-    """The notebook with the project's address in its Colab cell."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.source = ADDRESS.sub(f'REPOSITORY = "{repository()}"', cell.source)
-    return notebook
+def with_address(text: str) -> str:
+    """A notebook's file with the project's address in its Colab cell."""
+    return ADDRESS.sub(rf'REPOSITORY = \\"{repository()}\\"', text)
+
+
+def run_module(folder: Path, *command: object, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a Python module of this very environment, whatever other Jupyter kernels the machine knows."""
+    kernels = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)], cwd=folder, env=os.environ | {"JUPYTER_PATH": kernels},
+        capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:
@@ -96,15 +102,10 @@ def store(path: Path) -> None:
     Raises:
         RuntimeError: A cell failed; the stored notebook is left as it was.
     """
-    kernels = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / path.name
-        run = [sys.executable, "-m", "papermill", "--kernel", "python3", "--cwd", str(path.parent)]
-        options = ["-p", "out_dir", str(Path(folder) / "out")]
-        done = subprocess.run(
-            [*run, str(path), str(result), *options],
-            env=os.environ | {"JUPYTER_PATH": kernels}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        here = ("--kernel", "python3", "--cwd", path.parent)
+        done = run_module(path.parent, "papermill", *here, path, result, "-p", "out_dir", Path(folder) / "out")
         if done.returncode:
             raise RuntimeError(f"{path.name} failed:\n{done.stderr[-2000:]}")
         notebook = normalised(nbformat.read(result, as_version=4))
@@ -121,25 +122,10 @@ def main() -> int:
         if not args.store or path.stem[:2] in args.store:
             print(f"executing {path.name}")
             store(path)
-    stale = []
-    for path in (*notebooks(), *solutions()):
-        old = path.read_text(encoding="utf-8")
-        new = nbformat.writes(with_address(nbformat.reads(old, as_version=4)))
-        if ADDRESS.search(old) and new.strip() != old.strip():
-            stale.append(path)
-            if not args.check:
-                path.write_text(new.strip() + "\n", encoding="utf-8")
+    texts = {path: with_address(path.read_text(encoding="utf-8")) for path in (*notebooks(), *solutions())}
     page = repo_dir() / "README.md"
-    old = page.read_text(encoding="utf-8")
-    new = fill(old, "course", course_table())
-    if new != old:
-        stale.append(page)
-        if not args.check:
-            page.write_text(new, encoding="utf-8")
-    if args.check:
-        for path in stale:
-            print(f"{path.name} is stale: run python -m psic_core.course")
-    return int(args.check and bool(stale))
+    texts[page] = fill(page.read_text(encoding="utf-8"), "course", course_table())
+    return renew(texts, args.check, "python -m psic_core.course")
 
 
 def _jpeg(png: bytes) -> str:

@@ -1,5 +1,6 @@
 """Pictures in and out: any PIL mode to a float tensor in [0, 1] and back; padding for the codec."""
 
+import io
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch.nn import functional
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Open a picture file as upright 8-bit RGB.
+def load_image(path: str | Path | io.BytesIO) -> Image.Image:
+    """Open a picture file, by its path or by its bytes, as upright 8-bit RGB.
 
     Raises:
         ValueError: The file is missing, or is no picture that Pillow can read whole.

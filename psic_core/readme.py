@@ -87,13 +87,27 @@ def fill(text: str, name: str, content: str) -> str:
     return f"{before}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
 
 
+def renew(texts: Mapping[Path, str], check: bool, command: str) -> int:
+    """Write generated files where they have changed; with ``check`` only name them, and the command that mends it.
+
+    Returns:
+        The exit status: 1 where ``check`` has found a stale file.
+    """
+    stale = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path} is stale: run {command}")
+        else:
+            path.write_text(texts[path], encoding="utf-8")
+    return int(check and bool(stale))
+
+
 def main() -> int:
     """Rewrite both pages, or with ``--check`` say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is stale")
     parser.add_argument("--pictures", action="store_true", help="make README's two pictures anew as well")
     args = parser.parse_args()
-    check, stale = args.check, 0
     if args.pictures:
         make_pictures()
     cards = data_dir() / "checkpoints"
@@ -102,15 +116,8 @@ def main() -> int:
         repo_dir() / "README.md": ("results", results_table(reports())),
         cards / "README.md": ("history", history_table(names)),
     }
-    for path, (name, content) in pages.items():
-        old = path.read_text(encoding="utf-8")
-        new = fill(old, name, content)
-        if check and new != old:
-            print(f"{path} is stale: run python -m psic_core.readme")
-            stale = 1
-        elif not check:
-            path.write_text(new, encoding="utf-8")
-    return stale
+    texts = {path: fill(path.read_text(encoding="utf-8"), *part) for path, part in pages.items()}
+    return renew(texts, args.check, "python -m psic_core.readme")
 
 
 def make_pictures() -> None:
@@ -128,8 +135,7 @@ def make_pictures() -> None:
         versions = {"original": original} | {v: model.decompress(data, k) for v, k in decoded.items()}
         beliefs = {}
         for version, picture in versions.items():
-            cosine = target.encode_image(to_tensor(picture)) @ names.T
-            beliefs[version] = (target.model.logit_scale.exp() * cosine).softmax(-1)[0]
+            beliefs[version] = target.probabilities(target.encode_image(to_tensor(picture)), names)[0]
         if int(beliefs["full"].argmax()) == scenes[i].class_index:
             break
     notes = {v: f"“{scenes.classes[int(p.argmax())]}” {100 * float(p.max()):.0f} %" for v, p in beliefs.items()}

@@ -104,9 +104,7 @@ def run_phase(
     rows = trainer.fit()
     if not rows and (out / "model.safetensors").is_file():
         return load_checkpoint(out / "model.safetensors")  # a finished run is left as it is
-    history = [*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}]
-    for phase in history:  # the card travels; this machine's folders do not
-        phase["init"] = "/".join(Path(phase["init"]).parts[-2:]) if phase["init"] else None
+    history = _portable([*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}])
     card = {"history": history, "last": rows[-1] if rows else None}
     save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
     return model
@@ -138,9 +136,7 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
             trigger.cltg.w_d.weight *= strength
             trigger.cltg.w_d.bias *= strength  # anchored: the key's trigger stays zero
     model.config = replace(model.config, quality=quality)
-    model.card |= {"strength": strength}
-    for phase in model.card.get("history", []):
-        phase["init"] = "/".join(Path(phase["init"]).parts[-2:]) if phase["init"] else None
+    model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
     paths = folder / f"psic-q{quality}.safetensors", folder / f"plain-q{quality}.safetensors"
     for path, kind in zip(paths, ("psic", "plain"), strict=True):
         model.kind = kind
@@ -183,6 +179,11 @@ def lite_clip_figures(target: Target, root: str | None) -> dict[str, float]:
     figures |= {f"flickr8k t2i R@{k}": recall_at_k(scores.T, own.T, k) for k in (1, 5, 10)}
     figures["scenes top-1"] = float(((features @ names.T).argmax(1) == labels).float().mean())
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def _portable(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A card's history, fit to travel: runs keep their names, not the folders of the machine that made them."""
+    return [dict(p) | {"init": "/".join(Path(p["init"]).parts[-2:]) if p["init"] else None} for p in history]
 
 
 def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:

@@ -84,6 +84,13 @@ class Target(nn.Module):
             parts.append(self.model.encode_text(tokens[:, :used].to(self.mean.device)).float())
         return functional.normalize(torch.cat(parts), dim=-1)
 
+    def probabilities(
+        self, image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "k d"]
+    ) -> Float[Tensor, "n k"]:
+        """What the model believes of each picture: a softmax of cosines, sharpened by its own temperature."""
+        scale = self.model.logit_scale.exp().to(image_features.device)
+        return (scale * image_features @ text_features.T).softmax(-1)
+
     @torch.no_grad()
     def encode_images(self, pictures: Tensor, batch_size: int = 32) -> Float[Tensor, "n d"]:
         """Unit features of many pictures, uint8 or float in [0, 1], ``(N, 3, H, W)``; no gradient."""

@@ -15,12 +15,12 @@ from ipywidgets import HTML, Dropdown, FileUpload, FloatSlider, HBox, Layout, Te
 from ipywidgets import Image as Picture
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from psic_core import bitstream, figures
 from psic_core.codec import PSIC
-from psic_core.images import to_pil, to_rgb, to_tensor
+from psic_core.images import load_image, to_pil, to_tensor
 from psic_core.metrics import psnr
 from psic_core.targets import Target
 
@@ -85,9 +85,8 @@ class Lab(traitlets.HasTraits):
         return self._once(("words", *texts), lambda: self.target.encode_text(list(texts)).cpu())
 
     def believed(self, image: Image.Image, prompts: Sequence[str]) -> Float[Tensor, " prompts"]:
-        """The target's probabilities over prompts: a softmax of cosines, sharpened by its own temperature."""
-        cosine = self.features(image) @ self.words(prompts).T
-        return (self.target.model.logit_scale.exp().cpu() * cosine).softmax(-1)[0]
+        """The target's probabilities over prompts."""
+        return self.target.probabilities(self.features(image), self.words(prompts))[0]
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -176,9 +175,8 @@ def prompt_list(text: str) -> list[str]:
 def read_upload(content: bytes | memoryview, name: str) -> Image.Image:
     """An uploaded file as upright RGB."""
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            image = to_rgb(opened)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = load_image(io.BytesIO(content))
+    except (SyntaxError, ValueError) as error:
         raise InputError(f"“{name}” cannot be read as a picture; upload a PNG or JPEG file.") from error
     if max(image.size) > 4 * min(image.size):
         raise InputError(f"“{name}” is {image.width} x {image.height}: one side may be 4 times the other, not more.")

@@ -1,6 +1,5 @@
 """Every notebook runs in its fast profile, without a hidden error, and shows as many pictures as it says."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -23,15 +22,7 @@ each_solution = pytest.mark.parametrize("path", course.solutions(), ids=lambda p
 
 def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
     """Run a module of this very environment, whatever other Jupyter kernels the machine knows."""
-    kernels = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, command)],
-        cwd=folder,
-        env=os.environ | {"JUPYTER_PATH": kernels},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
+    return course.run_module(folder, *command, timeout=TIMEOUT)
 
 
 def papermill(source: Path, result: Path, *options: object) -> NotebookNode:

@@ -139,7 +139,7 @@ def train(args: argparse.Namespace) -> None:
     run_phase(
         {k: v for k, v in vars(args).items() if k in names and v is not None},
         args.init, args.out, args.dataset, args.data_root, args.scenes, args.target, args.kind, args.half,
-        args.pictures,
+        args.pictures, args.triggers,
     )  # fmt: skip
 
 
@@ -177,6 +177,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--out", type=Path, required=True, help="folder of this run; a run that is there resumes")
     p.add_argument("--init", help="checkpoint to start from (warm start)")
+    p.add_argument("--triggers", help="checkpoint to take trained triggers from, such as one of another rate")
     p.add_argument("--kind", choices=("psic", "plain"), help="plain: the backbone alone (default: what --init is)")
     p.add_argument("--dataset", nargs="+", default=["scenes"], help="scenes, flickr8k, or folders of pictures")
     p.add_argument("--data-root")

@@ -59,6 +59,7 @@ def run_phase(
     kind: str | None = None,
     half: bool = False,
     pictures: int | None = None,
+    triggers: str | None = None,
 ) -> PSIC:
     """Train one phase and write ``out/model.safetensors`` with its card; resumes a run found in ``out``.
 
@@ -73,13 +74,16 @@ def run_phase(
         kind: ``plain`` leaves the triggers out; default: what ``init`` is, plain for stage ``plain``.
         half: Store float16.
         pictures: Train on about so many, evenly spread; stage two encodes each once before it starts.
+        triggers: Checkpoint to take trained triggers from: those of another rate are a far better start than zero.
 
     Raises:
         ValueError: An option does not fit, or ``out`` holds a run of another configuration.
     """
     config = TrainConfig(**options)
     seed_everything(config.seed)
-    model = load_checkpoint(init) if init else PSIC.build(CodecConfig())
+    model, made_by = load_checkpoint(init) if init else PSIC.build(CodecConfig()), provenance()
+    if triggers:
+        graft(load_checkpoint(triggers), model)
     if kind != "plain" and config.stage != "plain":
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = kind or ("plain" if config.stage == "plain" else "psic")
@@ -92,6 +96,7 @@ def run_phase(
         "scenes": scenes if "scenes" in datasets else None,
         "kind": model.kind,
         "target": target_name if model.kind != "plain" else None,
+        "triggers": triggers,
     }
     _check_same_run(out, about)
     pairs, target = load_pairs(datasets, root, scenes), None
@@ -104,10 +109,26 @@ def run_phase(
     rows = trainer.fit()
     if not rows and (out / "model.safetensors").is_file():
         return load_checkpoint(out / "model.safetensors")  # a finished run is left as it is
-    history = _portable([*before.get("history", []), about | {"seconds": trainer.seconds, **provenance()}])
+    history = _portable([*before.get("history", []), about | {"seconds": trainer.seconds, **made_by}])
     card = {"history": history, "last": rows[-1] if rows else None}
     save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
     return model
+
+
+def graft(donor: PSIC, model: PSIC) -> None:
+    """Copy trained triggers, and the secret that they answer to, from one model into another of the same shape.
+
+    Raises:
+        ValueError: The donor is a plain codec, or its triggers have other shapes.
+    """
+    if donor.kind != "psic":
+        raise ValueError("a plain codec has no triggers to give; name a PSIC checkpoint")
+    given, own = donor.g_s.triggers.state_dict(), model.g_s.triggers.state_dict()
+    wrong = [n for n in own if n not in given or given[n].shape != own[n].shape]
+    if wrong or len(given) != len(own) or donor.config.anchored != model.config.anchored:
+        raise ValueError(f"triggers of {donor.config} do not fit {model.config}")
+    model.g_s.triggers.load_state_dict(given)
+    model.secret = donor.secret
 
 
 def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> tuple[Path, Path]:
@@ -183,7 +204,10 @@ def lite_clip_figures(target: Target, root: str | None) -> dict[str, float]:
 
 def _portable(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A card's history, fit to travel: runs keep their names, not the folders of the machine that made them."""
-    return [dict(p) | {"init": "/".join(Path(p["init"]).parts[-2:]) if p["init"] else None} for p in history]
+    phases = [dict(p) for p in history]
+    for phase in phases:
+        phase |= {k: "/".join(Path(phase[k]).parts[-2:]) for k in ("init", "triggers") if phase.get(k)}
+    return phases
 
 
 def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:

@@ -56,6 +56,18 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     if training:
         _training_options(p)
 
+    p = _command(
+        commands, "recipe", recipe, "make a pair psic-qN, plain-qN by a named recipe; resumes where it stopped"
+    )
+    p.add_argument("name", nargs="?", help="without a name, lists the recipes")
+    p.add_argument("--quality", type=int, default=2, help="the rate, 1 to 4 (%(default)s)")
+    p.add_argument("-o", "--out", type=Path, default=Path("runs"), help="a folder for each phase is made there")
+    p.add_argument("--data-root", dest="root")
+    p.add_argument("--dataset", dest="datasets", nargs="+", help="other pictures than the recipe's, as in psic train")
+    p.add_argument("--target", help="another target than the recipe's")
+    p.add_argument("--pictures", type=int, help="train on about so many of the pictures")
+    p.add_argument("--dry-run", action="store_true", help="a few steps of every phase: does it run here at all?")
+
     p = _command(commands, "publish", publish, "write psic-qN and the plain codec inside it, plain-qN, as float16")
     p.add_argument("--checkpoint", required=True, help="the last phase's model.safetensors")
     p.add_argument("--quality", type=int, required=True, help="number of the rate")
@@ -133,14 +145,29 @@ def rekey(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """``psic train``."""
-    from psic_core.recipes import run_phase
+    from psic_core.config import TrainConfig
+    from psic_core.recipes import Phase, run_phase
 
-    names = {f.name for f in _train_fields()}
-    run_phase(
-        {k: v for k, v in vars(args).items() if k in names and v is not None},
-        args.init, args.out, args.dataset, args.data_root, args.scenes, args.target, args.kind, args.half,
-        args.pictures, args.triggers,
-    )  # fmt: skip
+    given = {k: v for k, v in vars(args).items() if v is not None}
+    config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
+    phase = Phase(**{f.name: given[f.name] for f in fields(Phase) if f.name in given})
+    run_phase(config, phase, args.out)
+
+
+def recipe(args: argparse.Namespace) -> None:
+    """``psic recipe``."""
+    from psic_core.presets import RECIPES, run_recipe
+
+    if not args.name:
+        for name, known in RECIPES.items():
+            print(f"{name:12} {known.about}")
+        return
+    chosen = {"datasets": tuple(args.datasets or ()), "target": args.target, "pictures": args.pictures}
+    paths = run_recipe(
+        args.name, args.quality, args.out, args.root, args.dry_run, {k: v for k, v in chosen.items() if v}
+    )
+    for path in paths:
+        print(path)
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -179,11 +206,13 @@ def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--init", help="checkpoint to start from (warm start)")
     p.add_argument("--triggers", help="checkpoint to take trained triggers from, such as one of another rate")
     p.add_argument("--kind", choices=("psic", "plain"), help="plain: the backbone alone (default: what --init is)")
-    p.add_argument("--dataset", nargs="+", default=["scenes"], help="scenes, flickr8k, or folders of pictures")
-    p.add_argument("--data-root")
-    p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
+    p.add_argument("--dataset", dest="datasets", nargs="+", type=str,
+                   help="scenes (default), flickr8k, shards:PATTERN, or folders of pictures")  # fmt: skip
+    p.add_argument("--data-root", dest="root")
+    p.add_argument("--scenes", type=int, help="pictures of scenes (2560)")
     p.add_argument("--pictures", type=int, help="train on about so many of the pictures, evenly spread")
-    p.add_argument("--target", default="lite-clip")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (160)")
+    p.add_argument("--target", help="the model under attack (lite-clip)")
     p.add_argument("--half", action="store_true", help="store the finished checkpoint as float16")
     for f in _train_fields():
         options = (

@@ -104,6 +104,7 @@ class TrainConfig:
     center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
     objective: Literal["uaeo", "naive"] = "uaeo"
     clip_grad: float = 1.0
+    amp: bool = False  # the target in bfloat16, on a GPU; the codec stays float32, as a decoder's arithmetic is
     seed: int = 0
     save_every: int = 250
 

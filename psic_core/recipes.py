@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from compressai.zoo import image_models
 from safetensors.torch import save_file
 
 from psic_core import keys
@@ -15,6 +16,7 @@ from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.scenes import Scenes
+from psic_core.datasets.shards import read_shards
 from psic_core.metrics import recall_at_k
 from psic_core.pairs import Pairs
 from psic_core.targets import LITE_SIZE, Target, load_target
@@ -22,11 +24,29 @@ from psic_core.train_target import HeadConfig, train_lite_clip
 from psic_core.trainer import Trainer
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What one training phase starts from and sees; `TrainConfig` says how it learns."""
+
+    datasets: Sequence[str] = ("scenes",)  # as in `load_pairs`
+    root: str | None = None  # the data root
+    init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
+    triggers: str | None = None  # checkpoint to take trained triggers from: another rate's are better than zero
+    kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
+    target: str = "lite-clip"  # not loaded for a plain model
+    scenes: int = 2560
+    pictures: int | None = None  # train on about so many, evenly spread; stage two encodes each once before it starts
+    size: int = 160  # side of the pictures in pixels
+    codec: CodecConfig = field(default_factory=CodecConfig)  # of random weights, and the triggers of a zoo model
+    half: bool = False  # store float16
+
+
 def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int = 2560, size: int = 160) -> Pairs:
     """Training pictures with captions, in memory.
 
     Args:
-        names: ``scenes``, ``flickr8k`` (train split), or folders of pictures (no captions: stage ``plain`` only).
+        names: ``scenes``, ``flickr8k`` (train split), ``shards:PATTERN`` (tar files as img2dataset writes them, for
+            example ``shards:cc3m/{00000..00010}.tar``), or folders of pictures (no captions: stage ``plain`` only).
         root: The data root, for ``flickr8k``.
         scenes: How many scenes.
         size: Side of the squares in pixels.
@@ -39,6 +59,8 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
         elif name == "flickr8k":
             flickr = Flickr8k(data_root(root) / name, "train", size)
             parts.append(Pairs(in_memory(flickr), flickr.captions))
+        elif name.startswith("shards:"):
+            parts.append(Pairs(*read_shards(name.removeprefix("shards:"), size)))
         else:
             folder = Folder(name, size)
             parts.append(Pairs(in_memory(folder), [()] * len(folder)))
@@ -48,62 +70,52 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
     return total
 
 
-def run_phase(
-    options: Mapping[str, Any],
-    init: str | None,
-    out: Path,
-    datasets: Sequence[str],
-    root: str | None = None,
-    scenes: int = 2560,
-    target_name: str = "lite-clip",
-    kind: str | None = None,
-    half: bool = False,
-    pictures: int | None = None,
-    triggers: str | None = None,
-) -> PSIC:
-    """Train one phase and write ``out/model.safetensors`` with its card; resumes a run found in ``out``.
+def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
+    """Random weights (``None``), a checkpoint, or a codec of CompressAI's zoo (``zoo:bmshj2018-hyperprior/2``).
 
-    Args:
-        options: Fields of `TrainConfig` that differ from its defaults.
-        init: Checkpoint to start from; ``None`` starts from random weights.
-        out: Folder of the run.
-        datasets: As in `load_pairs`.
-        root: The data root.
-        scenes: How many scenes.
-        target_name: The model under attack; not loaded for a plain model.
-        kind: ``plain`` leaves the triggers out; default: what ``init`` is, plain for stage ``plain``.
-        half: Store float16.
-        pictures: Train on about so many, evenly spread; stage two encodes each once before it starts.
-        triggers: Checkpoint to take trained triggers from: those of another rate are a far better start than zero.
+    Raises:
+        ValueError: The zoo has no such model.
+        FileNotFoundError: No such checkpoint; the zoo's weights are neither cached nor reachable.
+    """
+    if init is None:
+        return PSIC.build(codec)
+    if not init.startswith("zoo:"):
+        return load_checkpoint(init)
+    name, _, quality = init.removeprefix("zoo:").partition("/")
+    if name not in image_models or not quality.isdigit():
+        raise ValueError(f"{init!r} names no model: write zoo:ARCHITECTURE/QUALITY, as in zoo:bmshj2018-hyperprior/2")
+    try:
+        backbone = image_models[name](int(quality), pretrained=True)
+    except OSError as error:
+        raise FileNotFoundError(f"the weights of {init} are neither cached nor reachable: {error}") from error
+    own = replace(codec, architecture=name, n=backbone.N, m=backbone.M, quality=int(quality))
+    return PSIC(backbone, own, keys.secret(PUBLIC_PASSPHRASE))
+
+
+def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
+    """Train one phase and write ``out/model.safetensors`` with its card; resumes a run found in ``out``.
 
     Raises:
         ValueError: An option does not fit, or ``out`` holds a run of another configuration.
     """
-    config = TrainConfig(**options)
     seed_everything(config.seed)
-    model, made_by = load_checkpoint(init) if init else PSIC.build(CodecConfig()), provenance()
-    if triggers:
-        graft(load_checkpoint(triggers), model)
-    if kind != "plain" and config.stage != "plain":
+    model, made_by = starting_model(phase.init, phase.codec), provenance()
+    if phase.triggers:
+        graft(load_checkpoint(phase.triggers), model)
+    if phase.kind != "plain" and config.stage != "plain":
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
-    model.kind = kind or ("plain" if config.stage == "plain" else "psic")
+    model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
     before = getattr(model, "card", {})
-    about = {
-        "config": asdict(config),
-        "init": init,
-        "datasets": list(datasets),
-        "pictures": pictures,
-        "scenes": scenes if "scenes" in datasets else None,
-        "kind": model.kind,
-        "target": target_name if model.kind != "plain" else None,
-        "triggers": triggers,
-    }
+    about = {"config": asdict(config), "kind": model.kind}
+    about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
+    about |= {"datasets": list(phase.datasets), "scenes": phase.scenes if "scenes" in phase.datasets else None}
+    about |= {"target": phase.target if model.kind != "plain" else None}
     _check_same_run(out, about)
-    pairs, target = load_pairs(datasets, root, scenes), None
+    pairs, target = load_pairs(phase.datasets, phase.root, phase.scenes, phase.size), None
     if model.kind != "plain":
-        target = load_target(target_name)
+        target = load_target(phase.target)
         pairs = pairs.with_features(target, out.parent / "cache")
-    pairs = pairs.thin(pictures) if pictures else pairs
+    pairs = pairs.thin(phase.pictures) if phase.pictures else pairs
     trainer = Trainer(model, pairs, config, target, out)
     (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
     rows = trainer.fit()
@@ -111,7 +123,7 @@ def run_phase(
         return load_checkpoint(out / "model.safetensors")  # a finished run is left as it is
     history = _portable([*before.get("history", []), about | {"seconds": trainer.seconds, **made_by}])
     card = {"history": history, "last": rows[-1] if rows else None}
-    save_checkpoint(model.cpu(), out / "model.safetensors", card, half, publish_secret=True)
+    save_checkpoint(model.cpu(), out / "model.safetensors", card, phase.half, publish_secret=True)
     return model
 
 

@@ -138,7 +138,7 @@ class Trainer:
         loss = rd.loss
         if self.config.fidelity and self.attacks:
             own = self.pairs.image_features[batch.index].to(batch.x.device)
-            seen = self.target.encode_image(round_to_8_bits(x_hat))
+            seen = self._read(x_hat)
             drift = (1 - (seen * own).sum(1)).mean()
             loss = loss + self.config.lmbda * self.config.fidelity * drift
             row |= {"drift": drift, "loss": loss}
@@ -153,7 +153,7 @@ class Trainer:
         out = self.model(batch.x, self.wrong_conditions(batch), y_hat=y_hat)
         x_hat = batch.cut(out["x_hat"])
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
-        features = self.target.encode_image(round_to_8_bits(x_hat))
+        features = self._read(x_hat)
         attack, row = attack_loss(features, self.pairs, batch.index, config, batch.rng)
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
             row["pull_uc"] = pull(config.lmbda * config.gamma * attack, x_hat)
@@ -165,6 +165,12 @@ class Trainer:
             loss = loss + config.lmbda * config.masking * 255**2 * seen
             row["psnr_masked"] = float(-10 * torch.log10(seen.detach()))
         return loss, row | {"loss": float(loss.detach())}
+
+    def _read(self, x_hat: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
+        """What the target makes of pictures as they would be saved."""
+        saved = round_to_8_bits(x_hat)
+        with torch.autocast(saved.device.type, torch.bfloat16, enabled=self.config.amp):
+            return self.target.encode_image(saved)
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""

@@ -1,0 +1,153 @@
+"""Named recipes, from their phases to the pair that they write."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import test_shards
+import torch
+from compressai.models import ScaleHyperprior
+from models import awaken
+
+from psic_core import presets, recipes
+from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
+from psic_core.cli import main
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+from psic_core.presets import RATES, RECIPES, phases, run_recipe
+from psic_core.recipes import graft, starting_model
+
+SMALL = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipes as they are, with a codec of few channels and few scenes."""
+    for name, recipe in RECIPES.items():
+        codec = replace(SMALL, residual=recipe.first.codec.residual and 4, anchored=recipe.first.codec.anchored)
+        monkeypatch.setitem(
+            RECIPES, name, replace(recipe, first=replace(recipe.first, codec=codec, scenes=24, size=64))
+        )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("quality", RATES)
+def test_every_recipe_is_whole(name: str, quality: int):
+    found = phases(name, quality, Path("runs"), "DIR")
+    assert all(config.lmbda == RATES[quality] for config, _, _ in found)
+    assert found[-1][0].stage == "two"
+    assert found[-1][1].kind == "psic"
+    assert len({out for _, _, out in found}) == len(found)
+    for (_, _, out), (_, phase, _) in pairwise(found):
+        assert phase.init == str(out / "model.safetensors")
+
+
+def test_unknown_names_and_rates_are_refused():
+    with pytest.raises(ValueError, match="'best'.*cpu-lite"):
+        phases("best", 2, Path("runs"))
+    with pytest.raises(ValueError, match="quality 9.*1, 2, 3, 4"):
+        phases("gpu", 9, Path("runs"))
+
+
+def test_a_dry_run_makes_the_pair_and_does_nothing_twice(small: None, tmp_path: Path, capsys: pytest.CaptureFixture):
+    command = ["recipe", "cpu-lite", "--quality", "3", "-o", str(tmp_path), "--dry-run", "--dataset", "scenes",
+               "--target", "tiny"]  # fmt: skip
+    assert main(command) == 0
+    folder = tmp_path / "dry-run"
+    psic, plain = (load_checkpoint(folder / f"{kind}-q3.safetensors") for kind in ("psic", "plain"))
+    assert (psic.kind, psic.config.quality, plain.kind) == ("psic", 3, "plain")
+    history = read_card(folder / "psic-q3.safetensors")["card"]["history"]
+    assert [p["config"]["stage"] for p in history] == ["plain", "two"]
+    assert {p["config"]["lmbda"] for p in history} == {RATES[3]}
+    before = {p: p.read_bytes() for p in folder.glob("*.safetensors")}
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("is finished") == 2
+    assert before == {p: p.read_bytes() for p in folder.glob("*.safetensors")}
+
+
+def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
+    """Additive triggers alone, the whole codec moved, sessions; here with a target and shards of our own making."""
+    for k in range(2):
+        members = {}
+        for i in range(6):
+            colour = ("red", "green", "blue", "gray", "gold", "pink")[i]
+            members |= {f"{k}{i}.png": test_shards.picture(colour), f"{k}{i}.txt": f"{colour} {k}".encode()}
+        test_shards.shard(tmp_path / f"{k}.tar", members)
+    changes = {"datasets": (f"shards:{tmp_path}",), "target": "tiny"}
+    (path,) = run_recipe("paper", 1, tmp_path, dry_run=True, changes=changes)
+    model = load_checkpoint(path)
+    assert not model.config.anchored
+    assert not any(len(trigger.block) for trigger in model.g_s.triggers)
+    assert model.config.quality == 1
+    log = (path.parent / "paper-q1-two" / "log.csv").read_text()
+    assert ",full," in log
+    assert ",protected," in log
+    assert json.loads((path.parent / "paper-q1-one" / "run.json").read_text())["config"]["schedule"] == "sessions"
+
+
+def test_the_recipes_are_listed(capsys: pytest.CaptureFixture):
+    assert main(["recipe"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in RECIPES)
+
+
+# --- where a phase starts from ----------------------------------------------------------------------
+
+
+def test_grafted_triggers_answer_as_the_donors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    donor = awaken(PSIC.build(SMALL))
+    save_checkpoint(donor, tmp_path / "donor.safetensors", publish_secret=True)
+    torch.manual_seed(5)
+    model = PSIC.build(SMALL)
+    model.secret = None
+    graft(load_checkpoint(tmp_path / "donor.safetensors"), model)
+    assert model.secret == donor.secret
+    y_hat = torch.randn(1, 12, 4, 4, generator=torch.Generator().manual_seed(0)).round()
+    beta = torch.zeros(1, 16)
+    for own, theirs in zip(model.g_s.triggers, donor.g_s.triggers, strict=True):
+        features = torch.randn(1, own.cltg.w_d.out_features // (2 if len(own.block) else 1), 4, 4)
+        assert torch.equal(own(features, beta), theirs(features, beta))
+    assert not torch.equal(model.synthesize(y_hat), model.g_s.plain(y_hat))
+    assert torch.equal(model.eval().synthesize(y_hat, model.full_condition()), model.g_s.plain(y_hat))
+
+
+def test_triggers_that_do_not_fit_are_refused():
+    model, plain = PSIC.build(SMALL), PSIC.build(SMALL)
+    plain.kind = "plain"
+    with pytest.raises(ValueError, match="plain codec has no triggers"):
+        graft(plain, model)
+    for other in (replace(SMALL, n=16), replace(SMALL, residual=0), replace(SMALL, anchored=False)):
+        with pytest.raises(ValueError, match="do not fit"):
+            graft(PSIC.build(other), model)
+
+
+def test_a_model_of_the_zoo_gets_triggers(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def zoo(quality: int, pretrained: bool) -> ScaleHyperprior:
+        asked.append((quality, pretrained))
+        return ScaleHyperprior(8, 12)
+
+    monkeypatch.setitem(recipes.image_models, "bmshj2018-hyperprior", zoo)
+    ((_, phase, _),) = phases("zoo", 3, Path("runs"))
+    model = starting_model(phase.init, SMALL)
+    assert asked == [(3, True)]
+    assert (model.config.n, model.config.m, model.config.quality, model.config.dim) == (8, 12, 3, 16)
+    assert model.full_condition().shape == (16,)
+
+
+def test_what_the_zoo_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
+    for init in ("zoo:resnet/1", "zoo:bmshj2018-hyperprior", "zoo:bmshj2018-hyperprior/x"):
+        with pytest.raises(ValueError, match="names no model"):
+            starting_model(init, SMALL)
+
+    def unreachable(quality: int, pretrained: bool) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setitem(recipes.image_models, "bmshj2018-hyperprior", unreachable)
+    with pytest.raises(FileNotFoundError, match="zoo:bmshj2018-hyperprior/1 are neither cached nor reachable"):
+        starting_model("zoo:bmshj2018-hyperprior/1", SMALL)
+    assert presets.RECIPES["zoo"].first.init.startswith("zoo:bmshj2018-hyperprior/")

@@ -5,9 +5,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
+
+from psic_core import cli_training
 
 DEFAULT_CHECKPOINT = "psic-q2"
 
@@ -52,43 +54,22 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--new", required=True, metavar="PASSPHRASE", help="the new owner's passphrase")
     p.add_argument("--old", metavar="PASSPHRASE", help="needed where the checkpoint does not hold its secret")
 
-    p = _command(commands, "train", train, "train one phase: plain, one or two")
-    if training:
-        _training_options(p)
-
-    p = _command(
-        commands, "recipe", recipe, "make a pair psic-qN, plain-qN by a named recipe; resumes where it stopped"
-    )
-    p.add_argument("name", nargs="?", help="without a name, lists the recipes")
-    p.add_argument("--quality", type=int, default=2, help="the rate, 1 to 4 (%(default)s)")
-    p.add_argument("-o", "--out", type=Path, default=Path("runs"), help="a folder for each phase is made there")
-    p.add_argument("--data-root", dest="root")
-    p.add_argument("--dataset", dest="datasets", nargs="+", help="other pictures than the recipe's, as in psic train")
-    p.add_argument("--target", help="another target than the recipe's")
-    p.add_argument("--pictures", type=int, help="train on about so many of the pictures")
-    p.add_argument("--dry-run", action="store_true", help="a few steps of every phase: does it run here at all?")
-
-    p = _command(commands, "publish", publish, "write psic-qN and the plain codec inside it, plain-qN, as float16")
-    p.add_argument("--checkpoint", required=True, help="the last phase's model.safetensors")
-    p.add_argument("--quality", type=int, required=True, help="number of the rate")
-    p.add_argument("--strength", type=float, default=1.0, help="scales the triggers (%(default)s: as trained)")
-    p.add_argument("-o", "--output", type=Path, required=True, help="folder")
-
-    p = _command(commands, "train-target", train_target, "train lite-clip's heads on Flickr8k and scenes")
-    p.add_argument("--data-root")
-    p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
-    p.add_argument("--cache", type=Path, default=Path("build/cache"))
-    p.add_argument("-o", "--output", type=Path, required=True, help="heads file, .safetensors")
+    cli_training.add(partial(_command, commands), training)
 
     p = _command(commands, "evaluate", evaluate, "measure a checkpoint on a data set")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
     p.add_argument("--plain", help="the plain codec of the same rate (default: plain-qN beside psic-qN)")
-    p.add_argument("--dataset", required=True, choices=("scenes", "flickr8k", "celeba", "imagenet", "photos"))
-    p.add_argument("--data-root", help="folder of the data sets (PSIC_DATA_ROOT); for photos, of the pictures")
-    p.add_argument("--target", default="lite-clip")
-    p.add_argument("--limit", type=int)
     p.add_argument("--classes", type=Path, help="for photos: a text file, one class name a line")
-    p.add_argument("--json", type=Path, required=True, metavar="OUT")
+    _measuring_options(p)
+
+    p = _command(commands, "rd", rd, "rate against distortion of several rates, with Bjontegaard differences")
+    p.add_argument("--checkpoints", nargs="+", default=[f"psic-q{q}" for q in (1, 2, 3, 4)], help="default: all four")
+    _measuring_options(p, read=False)
+
+    p = _command(commands, "wrong-keys", wrong_keys, "what many wrong keywords decode")
+    p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
+    p.add_argument("--keywords", type=int, default=100, help="how many (%(default)s)")
+    _measuring_options(p)
     return top
 
 
@@ -143,48 +124,6 @@ def rekey(args: argparse.Namespace) -> None:
     print(f"{args.output}: decodes full with the new passphrase only. Files made before stay readable.")
 
 
-def train(args: argparse.Namespace) -> None:
-    """``psic train``."""
-    from psic_core.config import TrainConfig
-    from psic_core.recipes import Phase, run_phase
-
-    given = {k: v for k, v in vars(args).items() if v is not None}
-    config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
-    phase = Phase(**{f.name: given[f.name] for f in fields(Phase) if f.name in given})
-    run_phase(config, phase, args.out)
-
-
-def recipe(args: argparse.Namespace) -> None:
-    """``psic recipe``."""
-    from psic_core.presets import RECIPES, run_recipe
-
-    if not args.name:
-        for name, known in RECIPES.items():
-            print(f"{name:12} {known.about}")
-        return
-    chosen = {"datasets": tuple(args.datasets or ()), "target": args.target, "pictures": args.pictures}
-    paths = run_recipe(
-        args.name, args.quality, args.out, args.root, args.dry_run, {k: v for k, v in chosen.items() if v}
-    )
-    for path in paths:
-        print(path)
-
-
-def publish(args: argparse.Namespace) -> None:
-    """``psic publish``."""
-    from psic_core.recipes import publish as write
-
-    for path in write(args.checkpoint, args.quality, args.output, args.strength):
-        print(path)
-
-
-def train_target(args: argparse.Namespace) -> None:
-    """``psic train-target``."""
-    from psic_core.recipes import make_lite_clip
-
-    make_lite_clip(args.output, args.data_root, args.scenes, args.cache)
-
-
 def evaluate(args: argparse.Namespace) -> None:
     """``psic evaluate``."""
     from psic_core.checkpoints import load_checkpoint
@@ -201,36 +140,39 @@ def evaluate(args: argparse.Namespace) -> None:
     print(table(report))
 
 
-def _training_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("-o", "--out", type=Path, required=True, help="folder of this run; a run that is there resumes")
-    p.add_argument("--init", help="checkpoint to start from (warm start)")
-    p.add_argument("--triggers", help="checkpoint to take trained triggers from, such as one of another rate")
-    p.add_argument("--kind", choices=("psic", "plain"), help="plain: the backbone alone (default: what --init is)")
-    p.add_argument("--dataset", dest="datasets", nargs="+", type=str,
-                   help="scenes (default), flickr8k, shards:PATTERN, or folders of pictures")  # fmt: skip
-    p.add_argument("--data-root", dest="root")
-    p.add_argument("--scenes", type=int, help="pictures of scenes (2560)")
-    p.add_argument("--pictures", type=int, help="train on about so many of the pictures, evenly spread")
-    p.add_argument("--size", type=int, help="side of the pictures in pixels (160)")
-    p.add_argument("--target", help="the model under attack (lite-clip)")
-    p.add_argument("--half", action="store_true", help="store the finished checkpoint as float16")
-    for f in _train_fields():
-        options = (
-            {"choices": get_args(f.type)} if get_args(f.type) else {"type": _yes_or_no if f.type is bool else f.type}
-        )
-        p.add_argument("--" + f.name.replace("_", "-"), help=f"default {f.default}", **options)
+def rd(args: argparse.Namespace) -> None:
+    """``psic rd``."""
+    from psic_core.checkpoints import load_checkpoint
+    from psic_core.evaluation import eval_set, write_json
+    from psic_core.rate_distortion import rate_distortion, table
+
+    pairs = {n: (load_checkpoint(n), load_checkpoint(_plain_beside(n))) for n in args.checkpoints}
+    report = rate_distortion(pairs, eval_set(args.dataset, args.data_root, args.limit))
+    write_json(report, args.json)
+    print(table(report))
 
 
-def _yes_or_no(word: str) -> bool:
-    if word.lower() not in ("yes", "no", "true", "false"):
-        raise argparse.ArgumentTypeError(f"{word!r} is neither yes nor no")
-    return word.lower() in ("yes", "true")
+def wrong_keys(args: argparse.Namespace) -> None:
+    """``psic wrong-keys``."""
+    from psic_core.checkpoints import load_checkpoint
+    from psic_core.evaluation import eval_set, write_json
+    from psic_core.keyword_audit import audit, table
+    from psic_core.targets import load_target
+
+    data = eval_set(args.dataset, args.data_root, args.limit)
+    report = audit(load_checkpoint(args.checkpoint), data, load_target(args.target), args.keywords)
+    write_json(report | {"checkpoint": str(args.checkpoint)}, args.json)
+    print(table(report))
 
 
-def _train_fields() -> tuple[Any, ...]:
-    from psic_core.config import TrainConfig
-
-    return fields(TrainConfig)
+def _measuring_options(p: argparse.ArgumentParser, read: bool = True) -> None:
+    sets = ("scenes", "flickr8k", "flickr8k-dev", "celeba", "imagenet", "kodak", "photos")
+    p.add_argument("--dataset", required=True, choices=sets)
+    p.add_argument("--data-root", help="folder of the data sets (PSIC_DATA_ROOT); for photos, of the pictures")
+    p.add_argument("--limit", type=int, help="the first so many pictures")
+    p.add_argument("--json", type=Path, required=True, metavar="OUT")
+    if read:
+        p.add_argument("--target", default="lite-clip", help="the model that reads the pictures (%(default)s)")
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

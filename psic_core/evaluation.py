@@ -19,11 +19,11 @@ from psic_core.config import data_root
 from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder
 from psic_core.datasets.scenes import Scenes
 from psic_core.evidence import caption_ids
-from psic_core.metrics import attack_success_rate, correct_at_k, psnr
+from psic_core.metrics import Flips, attack_success_rate, correct_at_k, count_flips, psnr
 from psic_core.targets import Target
 from psic_core.versions import VERSIONS, code_versions
 
-DATASETS = ("scenes", "flickr8k", "celeba", "imagenet", "photos")
+DATASETS = ("scenes", "flickr8k", "flickr8k-dev", "celeba", "imagenet", "kodak", "photos")
 NULLS = ("protected", "full", "jpeg", "noise", "wrong_key")  # the rows of every ASR table
 PHOTO_CLASSES = (
     "person",
@@ -75,10 +75,10 @@ def eval_set(
 
     Args:
         name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures); the others live in the data
-            root, and ``photos`` is any folder of pictures given as ``root``.
+            root, and ``photos`` is any folder of pictures given as ``root``. ``flickr8k`` is its test split.
         root: The data root, or the folder of ``photos``.
         limit: At most so many pictures, the first ones.
-        size: Side in pixels of the squares that pictures are made into; ``photos`` stay as they are.
+        size: Side in pixels of the squares that pictures are made into; ``kodak`` and ``photos`` stay as they are.
         classes: What the model may call one of ``photos``; default `PHOTO_CLASSES`. The other sets have their own.
 
     Raises:
@@ -97,8 +97,11 @@ def eval_set(
         photos = Folder(data_root(root))
         return EvalSet(name, _least(limit, len(photos)), photos.__getitem__, classes=tuple(classes or PHOTO_CLASSES))
     base = data_root(root)
-    if name == "flickr8k":
-        flickr = Flickr8k(base / name, "test", size)
+    if name == "kodak":  # fidelity alone: nothing is known of its pictures
+        kodak = Folder(base / name)
+        return EvalSet(name, _least(limit, len(kodak)), kodak.__getitem__)
+    if name.startswith("flickr8k"):
+        flickr = Flickr8k(base / "flickr8k", "dev" if name.endswith("dev") else "test", size)
         n = _least(limit, len(flickr))
         return EvalSet(name, n, flickr.__getitem__, captions=list(flickr.captions[:n]))
     if name == "celeba":
@@ -120,7 +123,7 @@ def evaluate(model: PSIC, plain: PSIC, data: EvalSet, target: Target) -> dict[st
 
     Returns:
         ``n``, ``bpp``, ``bpp_backbone``, ``psnr``, ``score[task][version]``, ``asr[task][version]`` with value, 95 %
-        interval and denominator; JSON-ready.
+        interval and denominator, ``flips[task][version]`` as `pack_flips` writes them; JSON-ready.
     """
     model.full_condition()
     features: dict[str, list[Tensor]] = {v: [] for v in VERSIONS}
@@ -146,6 +149,7 @@ def evaluate(model: PSIC, plain: PSIC, data: EvalSet, target: Target) -> dict[st
         "psnr": {version: _mean(values) for version, values in fidelity.items()},
         "score": {task: {v: float(c.float().mean()) for v, c in by.items()} for task, (by, _) in correct.items()},
         "asr": {task: _rates(by, groups) for task, (by, groups) in correct.items()},
+        "flips": {task: _flips(by, groups) for task, (by, groups) in correct.items()},
         "provenance": provenance(),
     }
 
@@ -244,6 +248,20 @@ def _no_nan(value: Any) -> Any:
 def _read(target: Target, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     batch = torch.cat([pictures[v] for v in VERSIONS]).to(target.mean.device)
     return dict(zip(VERSIONS, target.encode_image(batch).cpu(), strict=True))
+
+
+def pack_flips(flips: Flips) -> dict[str, str]:
+    """Counts up to 255 a picture as hexadecimal text, two digits a picture."""
+    return {name: bytes(counts.to(torch.uint8).tolist()).hex() for name, counts in flips._asdict().items()}
+
+
+def unpack_flips(packed: Mapping[str, str]) -> Flips:
+    """What `pack_flips` wrote."""
+    return Flips(**{n: torch.tensor(list(bytes.fromhex(t)), dtype=torch.float64) for n, t in packed.items()})
+
+
+def _flips(by: Mapping[str, Tensor], groups: Tensor) -> dict[str, dict[str, str]]:
+    return {v: pack_flips(count_flips(by["backbone"], by[v], groups)) for v in NULLS}
 
 
 def _rates(by: Mapping[str, Tensor], groups: Tensor) -> dict[str, dict[str, Any]]:

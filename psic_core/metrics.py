@@ -1,5 +1,6 @@
 """What is measured: fidelity, rate, retrieval, and attack success with its interval."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,13 @@ class Estimate(NamedTuple):
     value: float  # in [0, 1]
     ci95: tuple[float, float]
     n: int  # the denominator
+
+
+class Flips(NamedTuple):
+    """How many samples of each picture are right on the reference, and how many of those no longer are."""
+
+    right: Float[Tensor, " pictures"]
+    flipped: Float[Tensor, " pictures"]
 
 
 def psnr(x_hat: Float[Tensor, "*batch 3 height width"], x: Float[Tensor, "*batch 3 height width"]) -> float:
@@ -97,15 +105,45 @@ def attack_success_rate(
         raise ValueError(f"both need one flag a sample, got shapes {shapes[0]} and {shapes[1]}")
     if groups is not None and groups.shape != correct_before.shape:
         raise ValueError(f"{groups.numel()} groups do not fit {len(correct_before)} samples; give one a sample")
+    return flip_rate([count_flips(correct_before, correct_after, groups)], resamples, seed)
+
+
+def count_flips(
+    correct_before: Bool[Tensor, " n"], correct_after: Bool[Tensor, " n"], groups: Int64[Tensor, " n"] | None = None
+) -> Flips:
+    """What `attack_success_rate` counts, picture by picture; arguments as there."""
     right = correct_before.double()
     flipped = (correct_before & ~correct_after).double()
-    if right.sum() == 0:
-        return Estimate(float("nan"), (float("nan"), float("nan")), 0)
     groups = torch.arange(len(right)) if groups is None else torch.unique(groups, return_inverse=True)[1]
-    count = int(groups.max()) + 1
-    right_in = torch.zeros(count, dtype=torch.float64).index_add(0, groups, right)
-    flipped_in = torch.zeros(count, dtype=torch.float64).index_add(0, groups, flipped)
+    zeros = torch.zeros(int(groups.max()) + 1 if len(groups) else 0, dtype=torch.float64)
+    return Flips(zeros.index_add(0, groups, right), zeros.index_add(0, groups, flipped))
+
+
+def flip_rate(parts: Sequence[Flips], resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The mean ASR of several measurements of the *same* pictures (four rates), with one bootstrap for all.
+
+    Args:
+        parts: One `Flips` a measurement.
+        resamples: Bootstrap resamples; each draws the same pictures for every measurement.
+        seed: Of the bootstrap.
+
+    Returns:
+        The mean of the rates; NaN where in one of them nothing was right. ``n`` sums the denominators.
+
+    Raises:
+        ValueError: No measurement, or they count different pictures.
+    """
+    if len({len(p.right) for p in parts}) != 1:
+        raise ValueError(
+            f"measurements of {[len(p.right) for p in parts]} pictures; give at least one, all of the same"
+        )
+    n = sum(int(p.right.sum()) for p in parts)
+    if any(p.right.sum() == 0 for p in parts):
+        return Estimate(float("nan"), (float("nan"), float("nan")), n if len(parts) > 1 else 0)
+    count = len(parts[0].right)
     drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
-    rates = flipped_in[drawn].sum(1) / right_in[drawn].sum(1)  # 0 / 0 where a resample drew nothing right
+    # 0 / 0 where a resample drew nothing right
+    rates = torch.stack([p.flipped[drawn].sum(1) / p.right[drawn].sum(1) for p in parts]).mean(0)
     low, high = torch.nanquantile(rates, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(flipped.sum() / right.sum()), (low, high), int(right.sum()))
+    value = sum(float(p.flipped.sum() / p.right.sum()) for p in parts) / len(parts)
+    return Estimate(value, (low, high), n)

@@ -1,0 +1,121 @@
+"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``, ``train-target``."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+
+def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: bool) -> None:
+    """Register the commands; ``train``'s many options only where it is asked for (they load torch)."""
+    p = command("train", train, "train one phase: plain, one or two")
+    if training:
+        _training_options(p)
+
+    p = command("recipe", recipe, "make psic-qN and plain-qN by a named recipe; resumes")
+    p.add_argument("name", nargs="?", help="without a name, lists the recipes")
+    p.add_argument("--quality", type=int, default=2, help="the rate, 1 to 4 (%(default)s)")
+    p.add_argument("-o", "--out", type=Path, default=Path("runs"), help="a folder for each phase is made there")
+    p.add_argument("--data-root", dest="root")
+    p.add_argument("--dataset", dest="datasets", nargs="+", help="other pictures than the recipe's, as in psic train")
+    p.add_argument("--target", help="another target than the recipe's")
+    p.add_argument("--pictures", type=int, help="train on about so many of the pictures")
+    p.add_argument("--dry-run", action="store_true", help="a few steps of every phase: does it run here at all?")
+
+    p = command("ablate", ablate, "one thing changed at a time: short trainings from one codec, a table of figures")
+    p.add_argument("variants", nargs="*", help="default: all that the table does not have yet")
+    p.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder of the runs (%(default)s)")
+    p.add_argument("--table", type=Path, default=Path("data/results/tried.csv"), help="%(default)s")
+    p.add_argument("--pictures", type=int, default=200, help="held-out scenes to measure on (%(default)s)")
+    p.add_argument("--target", default="lite-clip")
+
+    p = command("publish", publish, "write psic-qN and the plain codec inside it, plain-qN, as float16")
+    p.add_argument("--checkpoint", required=True, help="the last phase's model.safetensors")
+    p.add_argument("--quality", type=int, required=True, help="number of the rate")
+    p.add_argument("--strength", type=float, default=1.0, help="scales the triggers (%(default)s: as trained)")
+    p.add_argument("-o", "--output", type=Path, required=True, help="folder")
+
+    p = command("train-target", train_target, "train lite-clip's heads on Flickr8k and scenes")
+    p.add_argument("--data-root")
+    p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
+    p.add_argument("--cache", type=Path, default=Path("build/cache"))
+    p.add_argument("-o", "--output", type=Path, required=True, help="heads file, .safetensors")
+
+
+def train(args: argparse.Namespace) -> None:
+    """``psic train``."""
+    from psic_core.config import TrainConfig
+    from psic_core.recipes import Phase, run_phase
+
+    given = {k: v for k, v in vars(args).items() if v is not None}
+    config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
+    phase = Phase(**{f.name: given[f.name] for f in fields(Phase) if f.name in given})
+    run_phase(config, phase, args.out)
+
+
+def recipe(args: argparse.Namespace) -> None:
+    """``psic recipe``."""
+    from psic_core.presets import RECIPES, run_recipe
+
+    if not args.name:
+        for name, known in RECIPES.items():
+            print(f"{name:12} {known.about}")
+        return
+    chosen = {k: getattr(args, k) for k in ("datasets", "target", "pictures") if getattr(args, k)}
+    for path in run_recipe(args.name, args.quality, args.out, args.root, args.dry_run, chosen):
+        print(path)
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """``psic ablate``."""
+    from psic_core.ablations import run_variants
+
+    run_variants(args.variants, args.out, args.table, args.pictures, args.target)
+
+
+def publish(args: argparse.Namespace) -> None:
+    """``psic publish``."""
+    from psic_core.recipes import publish as write
+
+    for path in write(args.checkpoint, args.quality, args.output, args.strength):
+        print(path)
+
+
+def train_target(args: argparse.Namespace) -> None:
+    """``psic train-target``."""
+    from psic_core.recipes import make_lite_clip
+
+    make_lite_clip(args.output, args.data_root, args.scenes, args.cache)
+
+
+def _training_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-o", "--out", type=Path, required=True, help="folder of this run; a run that is there resumes")
+    p.add_argument("--init", help="checkpoint to start from (warm start)")
+    p.add_argument("--triggers", help="checkpoint to take trained triggers from, such as one of another rate")
+    p.add_argument("--kind", choices=("psic", "plain"), help="plain: the backbone alone (default: what --init is)")
+    p.add_argument("--dataset", dest="datasets", nargs="+", type=str,
+                   help="scenes (default), flickr8k, shards:PATTERN, or folders of pictures")  # fmt: skip
+    p.add_argument("--data-root", dest="root")
+    p.add_argument("--scenes", type=int, help="pictures of scenes (2560)")
+    p.add_argument("--pictures", type=int, help="train on about so many of the pictures, evenly spread")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (160)")
+    p.add_argument("--target", help="the model under attack (lite-clip)")
+    p.add_argument("--half", action="store_true", help="store the finished checkpoint as float16")
+    for f in _train_fields():
+        options = (
+            {"choices": get_args(f.type)} if get_args(f.type) else {"type": _yes_or_no if f.type is bool else f.type}
+        )
+        p.add_argument("--" + f.name.replace("_", "-"), help=f"default {f.default}", **options)
+
+
+def _yes_or_no(word: str) -> bool:
+    if word.lower() not in ("yes", "no", "true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither yes nor no")
+    return word.lower() in ("yes", "true")
+
+
+def _train_fields() -> tuple[Any, ...]:
+    from psic_core.config import TrainConfig
+
+    return fields(TrainConfig)

@@ -111,7 +111,8 @@ def run_variants(names: Sequence[str], folder: Path, out: Path, pictures: int = 
         pictures: As in `run_variant`.
         target: As in `run_variant`.
     """
-    rows = {r["variant"]: r for r in csv.DictReader(out.open(newline=""))} if out.is_file() else {}
+    found = out.read_text().splitlines() if out.is_file() else []
+    rows = {r["variant"]: r for r in csv.DictReader(found)}
     for name in names or VARIANTS:
         if name in rows and not names:
             continue

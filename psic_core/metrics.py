@@ -134,9 +134,7 @@ def flip_rate(parts: Sequence[Flips], resamples: int = 1000, seed: int = 0) -> E
         ValueError: No measurement, or they count different pictures.
     """
     if len({len(p.right) for p in parts}) != 1:
-        raise ValueError(
-            f"measurements of {[len(p.right) for p in parts]} pictures; give at least one, all of the same"
-        )
+        raise ValueError(f"measurements of {[len(p.right) for p in parts]} pictures: give one or more, of the same")
     n = sum(int(p.right.sum()) for p in parts)
     if any(p.right.sum() == 0 for p in parts):
         return Estimate(float("nan"), (float("nan"), float("nan")), n if len(parts) > 1 else 0)

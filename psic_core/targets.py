@@ -1,6 +1,7 @@
 """The vision-language models that are attacked and evaluated: open_clip models behind one interface."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms.functional import resize
 
 from psic_core.config import data_dir
@@ -161,11 +163,26 @@ def lite_clip_towers(image_size: int = LITE_SIZE) -> Target:
     own = model.visual.trunk.state_dict()
     state = dict(zip(trunk.state_dict(), weights.values(), strict=True))
     model.visual.trunk.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
+    fold_batch_norms(model.visual.trunk.eval())
     model.visual.to(memory_format=torch.channels_last)  # a third faster on a CPU
     text = load_file(Path(folder) / "model.safetensors")
     model.text.transformer.load_state_dict(text, strict=False)
     tokenizer = open_clip.tokenizer.HFTokenizer(folder, context_length=64)
     return Target(model, tokenizer, image_size, LITE_MEAN, LITE_STD, "lite-clip")
+
+
+def fold_batch_norms(trunk: nn.Module) -> None:
+    """Put each batch norm of a frozen timm network into the convolution before it: the same function, faster.
+
+    Args:
+        trunk: In eval mode, with batch norms that follow their convolution among a module's children (EfficientNet).
+    """
+    for module in list(trunk.modules()):
+        children = list(module.named_children())
+        for (before, conv), (after, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, getattr(norm, "act", nn.Identity()))  # timm's norms hold the activation
 
 
 def lite_classifier() -> nn.Linear:

@@ -76,9 +76,9 @@ def in_turns(
     benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=2)
     medians = {who: median(times[2:]) for who, times in taken.items()}
     ratio = medians["ours"] / medians["theirs"]
-    figures = {"ours_s": medians["ours"], "compressai_s": medians["theirs"], "ratio": ratio, "rounds": rounds}
+    figures = {"ours_s": medians["ours"], "theirs_s": medians["theirs"], "ratio": ratio, "rounds": rounds}
     benchmark.extra_info.update(figures)
-    print(f"\n{name}: PSIC {medians['ours']:.4f} s, CompressAI {medians['theirs']:.4f} s, ratio {ratio:.3f}")
+    print(f"\n{name}: PSIC {medians['ours']:.4f} s, theirs {medians['theirs']:.4f} s, ratio {ratio:.3f}")
     keep(name, figures)
     return ratio
 

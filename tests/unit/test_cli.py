@@ -199,7 +199,7 @@ def test_errors_are_one_sentence_and_status_two(
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["encrypt"], ["encode"], ["evaluate", "--dataset", "kodak"], ["train", "-o", "x", "--steps", "ten"],
+    "words", [[], ["encrypt"], ["encode"], ["evaluate", "--dataset", "coco"], ["train", "-o", "x", "--steps", "ten"],
               ["train", "-o", "x", "--stage", "three"], ["train", "-o", "x", "--schedule", "alternating"],
               ["train", "-o", "x", "--center", "maybe"]],
 )  # fmt: skip

@@ -395,7 +395,7 @@ def test_real_data_sets_by_name(limit: int | None, root: Path):
 
 @pytest.mark.parametrize(
     ("name", "limit", "says"),
-    [("kodak", None, "unknown data set 'kodak'.*photos"), ("scenes", 0, "limit 0"), ("photos", -1, "limit -1")],
+    [("coco", None, "unknown data set 'coco'.*photos"), ("scenes", 0, "limit 0"), ("photos", -1, "limit -1")],
 )
 def test_names_and_limits_that_do_not_fit_are_named(name: str, limit: int | None, says: str, root: Path):
     with pytest.raises(ValueError, match=says):

@@ -6,6 +6,7 @@ from pathlib import Path
 import jaxtyping
 import open_clip
 import pytest
+import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
@@ -16,7 +17,7 @@ from torchvision.transforms import Compose
 
 from psic_core import targets
 from psic_core.images import to_pil
-from psic_core.targets import LITE_SIZE, Target, lite_classifier, lite_clip_towers, load_target
+from psic_core.targets import LITE_SIZE, Target, fold_batch_norms, lite_classifier, lite_clip_towers, load_target
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +292,17 @@ def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
         with torch.no_grad():
             scores = target.encode_image(photo(name)) @ texts.T
         assert int(scores.argmax()) == index, name
+
+
+@torch.no_grad()
+def test_folded_batch_norms_change_nothing():
+    torch.manual_seed(0)
+    trunk = timm.create_model("tf_efficientnet_lite0").eval()
+    for norm in (m for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-0.5, 0.5)
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 64, 64)
+    before = trunk(x)
+    fold_batch_norms(trunk)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in trunk.modules())
+    assert torch.allclose(trunk(x), before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))

@@ -1,0 +1,212 @@
+"""Rate-distortion curves, the audit of wrong keywords, ablations: from the command to the figures in its file."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from models import awaken
+
+from psic_core import ablations, keys, keyword_audit
+from psic_core.checkpoints import save_checkpoint
+from psic_core.cli import main
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+from psic_core.datasets.scenes import Scenes
+from psic_core.evaluation import EvalSet, eval_set, pack_flips, unpack_flips
+from psic_core.images import round_to_8_bits, to_pil
+from psic_core.metrics import Flips, attack_success_rate, count_flips, flip_rate, psnr
+from psic_core.rate_distortion import CURVES, PUBLISHED, bd_psnr, bd_rate, rate_distortion
+from psic_core.targets import load_target
+
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
+
+
+def build(quality: int, scale: float = 0.3) -> PSIC:
+    torch.manual_seed(quality)
+    model = PSIC.build(replace(TINY, quality=quality))
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(10 * quality)
+    return awaken(model, scale).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rates, each with its plain codec, and a data root with two 'Kodak' pictures."""
+    path = tmp_path_factory.mktemp("models")
+    for quality in (1, 2):
+        model = build(quality)
+        save_checkpoint(model, path / f"psic-q{quality}.safetensors", publish_secret=True)
+        model.kind = "plain"
+        save_checkpoint(model, path / f"plain-q{quality}.safetensors")
+    scenes = Scenes("test", 2, 176)
+    (path / "kodak").mkdir()
+    for i in range(2):
+        to_pil(scenes[i].image[None]).crop((0, 0, 176, 170)).save(path / "kodak" / f"{i}.png")
+    return path
+
+
+def psic(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+# --- one interval over several measurements ---------------------------------------------------------
+
+
+def flags(n: int, share: float, seed: int) -> torch.Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def test_the_mean_over_rates_has_the_interval_of_the_same_pictures():
+    before, after = flags(300, 0.7, 0), flags(300, 0.5, 1)
+    one = count_flips(before, before & after)
+    alone = attack_success_rate(before, before & after)
+    assert flip_rate([one]) == alone
+    thrice = flip_rate([one, one, one])  # tells nothing new
+    assert (thrice.value, *thrice.ci95) == pytest.approx((alone.value, *alone.ci95))
+    other = count_flips(before, before & flags(300, 0.5, 2))
+    both = flip_rate([one, other])
+    assert both.value == pytest.approx((alone.value + flip_rate([other]).value) / 2)
+    assert both.ci95[1] - both.ci95[0] < alone.ci95[1] - alone.ci95[0]
+    assert both.n == 2 * alone.n
+
+
+def test_means_over_different_pictures_are_refused():
+    with pytest.raises(ValueError, match=r"\[3, 4\] pictures: give one or more"):
+        flip_rate([Flips(torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)) for n in (3, 4)])
+    with pytest.raises(ValueError, match=r"\[\] pictures"):
+        flip_rate([])
+
+
+def test_flips_survive_their_packing():
+    groups = torch.arange(50).repeat_interleave(5)
+    flips = count_flips(flags(250, 0.7, 3), flags(250, 0.4, 4), groups)
+    packed = pack_flips(flips)
+    assert all(len(text) == 100 for text in packed.values())
+    again = unpack_flips(packed)
+    assert torch.equal(again.right, flips.right)
+    assert torch.equal(again.flipped, flips.flipped)
+
+
+# --- rate and distortion ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25, 2.0])
+def test_rates_times_r_are_a_bd_rate_of_r_minus_one(factor: float):
+    scaled = {"bpp": [b * factor for b in PUBLISHED["bpp"]], "psnr": PUBLISHED["psnr"]}
+    assert bd_rate(PUBLISHED, scaled) == pytest.approx(100 * (factor - 1), abs=1e-6)
+
+
+def test_psnr_plus_d_is_a_bd_psnr_of_d():
+    raised = {"bpp": PUBLISHED["bpp"], "psnr": [p + 0.7 for p in PUBLISHED["psnr"]]}
+    assert bd_psnr(PUBLISHED, raised) == pytest.approx(0.7)
+    assert bd_rate(PUBLISHED, raised) < 0
+
+
+def test_curves_that_share_nothing_have_no_difference():
+    low = {"bpp": [0.1, 0.2], "psnr": [10.0, 11.0]}
+    assert bd_rate(PUBLISHED, low) is None
+    assert bd_rate(low, {"bpp": [0.1], "psnr": [10.0]}) is None
+
+
+def test_rd_measures_real_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    names = [folder / f"psic-q{q}.safetensors" for q in (1, 2)]
+    out = tmp_path / "rd.json"
+    psic("rd", "--checkpoints", *names, "--dataset", "kodak", "--data-root", folder, "--json", out)
+    report = json.loads(out.read_text())
+    assert "kodak: 2 pictures" in capsys.readouterr().out
+    point, model = report["points"][str(names[1])], build(2)
+    data = eval_set("kodak", folder)
+    files = [model.compress(data.picture(i)[None]) for i in range(2)]
+    assert point["full"]["bpp"] == pytest.approx(sum(8 * len(f) / (176 * 170) for f in files) / 2)
+    sealed = [model.compress(data.picture(i)[None], keyword="words") for i in range(2)]
+    assert point["sealed"]["bpp"] == pytest.approx(sum(8 * len(f) / (176 * 170) for f in sealed) / 2)
+    protected = [psnr(round_to_8_bits(model.decompress_tensor(f)), data.picture(i)[None]) for i, f in enumerate(files)]
+    assert point["protected"]["psnr"] == pytest.approx(sum(protected) / 2, abs=1e-4)
+    assert point["full"] == point["plain"] != point["protected"]
+    assert set(point) == set(CURVES)
+    assert 0 < point["full"]["ms_ssim"] < 1
+    assert report["published"]["bpp"] == list(PUBLISHED["bpp"])
+
+
+def test_small_pictures_have_no_ms_ssim(folder: Path):
+    small = EvalSet("small", 1, lambda i: torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(i)))
+    model, plain = build(1), build(1)
+    plain.kind = "plain"
+    report = rate_distortion({"1": (model, plain)}, small)
+    assert set(report["points"]["1"]["full"]) == {"bpp", "psnr"}
+    assert report["bd_rate"]["full"] is None
+
+
+# --- wrong keywords ---------------------------------------------------------------------------------
+
+
+def test_the_audit_decodes_with_every_wrong_keyword(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "keys.json"
+    psic("wrong-keys", "--checkpoint", folder / "psic-q2.safetensors", "--dataset", "scenes", "--limit", 3,
+         "--target", "tiny", "--keywords", 5, "--json", out)  # fmt: skip
+    report, model, data = json.loads(out.read_text()), build(2), eval_set("scenes", limit=3)
+    said = capsys.readouterr().out
+    assert "5 wrong keywords" in said
+    assert len(report["psnr"]["keys"]) == len(report["asr"]["classification"]["keys"]) == 5
+    for k in (0, 4):  # as somebody who types the words would decode them
+        wanted = []
+        for i in range(3):
+            x = data.picture(i)[None]
+            picture = model.decompress_tensor(model.compress(x, keyword="right"), f"wrong keyword {k}")
+            wanted.append(psnr(round_to_8_bits(picture), x))
+        assert report["psnr"]["keys"][k] == pytest.approx(sum(wanted) / 3, abs=0.01)
+    assert report["gain"] == pytest.approx(report["psnr"]["full"] - report["psnr"]["protected"])
+
+
+def test_the_audit_refuses_what_it_cannot_measure():
+    data, target = eval_set("scenes", limit=1), load_target("tiny")
+    model = PSIC.build(replace(TINY, anchored=False))
+    with pytest.raises(ValueError, match="needs an anchored model"):
+        keyword_audit.audit(model, data, target, 1)
+    model = PSIC.build(TINY, keys.secret("wrong keyword 0"))
+    with pytest.raises(ValueError, match="re-key"):
+        keyword_audit.audit(model, data, target, 1)
+
+
+# --- ablations --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablations, "PLAIN", str(folder / "plain-q2.safetensors"))
+    monkeypatch.setattr(ablations, "SCENES", 12)
+    short = replace(ablations.BASE, steps=3, batch_size=4, crop=64, warmup=1)
+    monkeypatch.setattr(ablations, "BASE", short)
+    one = ablations.VARIANTS["stage-one"]
+    monkeypatch.setitem(
+        ablations.VARIANTS, "stage-one", replace(one, before=replace(one.before, steps=2, batch_size=4, crop=64))
+    )
+
+
+def test_variants_differ_in_what_they_say(quick: None, tmp_path: Path):
+    out, runs = tmp_path / "tried.csv", tmp_path / "runs"
+    common = ("--out", runs, "--table", out, "--pictures", 4, "--target", "tiny")
+    psic("ablate", "base", "paper", *common)
+    psic("ablate", "stage-one", *common)
+    rows = {r["variant"]: r for r in csv.DictReader(out.open())}
+    assert list(rows) == ["base", "paper", "stage-one"]  # in the order of VARIANTS, kept from run to run
+    about = {n: json.loads((runs / n / "run.json").read_text())["config"] for n in rows}
+    assert about["paper"]["moves"] == "codec"
+    assert about["base"]["moves"] == "triggers"
+    assert about["base"] == about["stage-one"]
+    assert (runs / "stage-one-before" / "model.safetensors").is_file()
+    assert all(float(r["psnr_protected"]) > 0 for r in rows.values())
+
+
+def test_an_unknown_variant_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="'best'.*base"):
+        ablations.run_variant("best", tmp_path)
+
+
+def test_every_variant_changes_fields_that_there_are():
+    for variant in ablations.VARIANTS.values():
+        replace(ablations.BASE, **variant.train)
+        replace(TINY, **variant.codec)

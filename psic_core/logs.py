@@ -1,6 +1,7 @@
 """Training logs as CSV."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -15,6 +16,29 @@ def write_log(path: Path, rows: list[dict[str, float | str]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows([*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
+
+
+def join_logs(runs: Sequence[Path], out: Path, most: int = 60) -> None:
+    """The logs of several phases in one small file: of each, at most so many evenly spread rows, the last included.
+
+    Args:
+        runs: Folders with a ``log.csv``, in the order of training; those without are left out.
+        out: CSV file; its column ``run`` names the folder.
+        most: Rows a run.
+    """
+    rows = []
+    for run in runs:
+        if not (run / "log.csv").is_file():
+            continue
+        with (run / "log.csv").open(newline="") as file:
+            log = list(csv.DictReader(file))
+        every = -(-len(log) // most) or 1
+        rows += [{"run": run.name} | row for row in log[::-1][::every][::-1]]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _short(value: float | str) -> float | str:

@@ -17,6 +17,7 @@ from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_r
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.shards import read_shards
+from psic_core.logs import join_logs
 from psic_core.metrics import recall_at_k
 from psic_core.pairs import Pairs
 from psic_core.targets import LITE_SIZE, Target, load_target
@@ -144,7 +145,7 @@ def graft(donor: PSIC, model: PSIC) -> None:
 
 
 def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> tuple[Path, Path]:
-    """Write a trained PSIC as ``psic-qN`` and the plain codec inside it as ``plain-qN``, both float16.
+    """Write a trained PSIC as ``psic-qN`` and the plain codec inside it as ``plain-qN``, both float16, and their log.
 
     The plain codec is the model without its triggers: what the full version is decoded with, trained by the same
     steps (DESIGN decision 11).
@@ -174,6 +175,9 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     for path, kind in zip(paths, ("psic", "plain"), strict=True):
         model.kind = kind
         save_checkpoint(model, path, model.card, half=True, publish_secret=True)
+    own = Path(checkpoint).parent
+    runs = [own.parent / Path(phase["init"]).parent.name for phase in model.card["history"] if phase["init"]]
+    join_logs([*runs, own], folder / f"psic-q{quality}.csv")
     return paths
 
 

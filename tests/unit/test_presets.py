@@ -1,5 +1,6 @@
 """Named recipes, from their phases to the pair that they write."""
 
+import csv
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -17,6 +18,7 @@ from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
+from psic_core.logs import join_logs, write_log
 from psic_core.presets import RATES, RECIPES, phases, run_recipe
 from psic_core.recipes import graft, starting_model
 
@@ -151,3 +153,15 @@ def test_what_the_zoo_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FileNotFoundError, match="zoo:bmshj2018-hyperprior/1 are neither cached nor reachable"):
         starting_model("zoo:bmshj2018-hyperprior/1", SMALL)
     assert presets.RECIPES["zoo"].first.init.startswith("zoo:bmshj2018-hyperprior/")
+
+
+def test_published_logs_are_short_and_in_order(tmp_path: Path):
+    for name, steps in (("one", 3), ("two", 100)):
+        (tmp_path / name).mkdir()
+        write_log(tmp_path / name / "log.csv", [{"step": i, "loss": 1.0, name: 2.0} for i in range(steps)])
+    join_logs([tmp_path / "one", tmp_path / "none", tmp_path / "two"], tmp_path / "all.csv", most=10)
+    rows = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
+    assert [(r["run"], int(r["step"])) for r in rows[:4]] == [("one", 0), ("one", 1), ("one", 2), ("two", 9)]
+    assert len(rows) == 13
+    assert rows[-1]["step"] == "99"
+    assert rows[0]["two"] == ""

@@ -1,0 +1,148 @@
+"""Markdown tables of README and cards, from the JSON and CSV in ``data/results`` and from checkpoints' headers."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from psic_core.checkpoints import read_card
+from psic_core.evaluation import unpack_flips
+from psic_core.metrics import Estimate, flip_rate
+
+TASKS = {
+    "t2i": "text→image retrieval, R@1",
+    "i2t": "image→text retrieval, R@1",
+    "classification": "zero-shot classification",
+    "attributes": "attributes",
+}
+COLUMNS = {
+    "protected": "protected",
+    "wrong_key": "wrong keyword",
+    "full": "full (null)",
+    "jpeg": "JPEG (null)",
+    "noise": "noise (null)",
+}
+#: ASR in percent, average of four rates, CLIP ViT-B/32 (the paper's text, Sec. 4); its attributes are of faces.
+PAPER = {"t2i": 80.8, "i2t": 72.3, "classification": 67.0, "attributes": 51.5}
+
+Reports = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by data set and quality
+
+
+def reports(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """The evaluation reports of the shipped models."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for file in sorted(folder.glob("psic-q[0-9]-*.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault(report["dataset"], {})[int(file.name[6])] = report
+    return found
+
+
+def success_table(found: Reports) -> str:
+    """Attack success, the mean over the rates, with one interval for all of them, beside the paper's."""
+    head = ["pictures", "task", "right on the plain codec", *COLUMNS.values(), "paper"]
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for name, by_rate in found.items():
+        first = next(iter(by_rate.values()))
+        for task in (t for t in TASKS if t in first["asr"]):
+            means = {
+                c: flip_rate([unpack_flips(r["flips"][task][c]) for r in by_rate.values()]) for c in COLUMNS
+            }  # the same pictures at each rate
+            right = 100 * _mean([r["score"][task]["backbone"] for r in by_rate.values()])
+            cells = [_cell(e, c == "protected") for c, e in means.items()]
+            lines.append(_row([f"{name} ({first['n']})", TASKS[task], f"{right:.1f} %", *cells, PAPER[task]]))
+    return "\n".join(lines)
+
+
+def rates_table(found: Reports) -> str:
+    """Each rate: bits, fidelity, and the attack success of the protected version."""
+    short = {"t2i": "t2i", "i2t": "i2t", "classification": "class", "attributes": "attr."}
+    head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", *(f"ASR {s}" for s in short.values())]
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for name, by_rate in found.items():
+        for quality, r in by_rate.items():
+            p, asr = r["psnr"], r["asr"]
+            cells = [f"{100 * asr[t]['protected']['value']:.1f}" if t in asr else "–" for t in short]
+            loss = p["protected"] - p["full"]
+            same = f"{p['full']:.2f} dB" if abs(p["full"] - p["backbone"]) < 0.005 else f"{p['full']:.2f} dB (full)"
+            lines.append(_row([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{loss:+.2f} dB", *cells]))
+    return "\n".join(lines)
+
+
+def rd_table(report: Mapping[str, Any]) -> str:
+    """Kodak at native size beside CompressAI's published figures, read off at our rates."""
+    lines = [_row(["rate", "bpp", "plain = full", "protected", "MS-SSIM plain", "protected"]), "|---" * 6 + "|"]
+    for name, by in report["points"].items():
+        full, protected = by["full"], by["protected"]
+        cells = [f"{full['bpp']:.3f}", f"{full['psnr']:.2f} dB", f"{protected['psnr']:.2f} dB"]
+        cells += [f"{full['ms_ssim']:.4f}", f"{protected['ms_ssim']:.4f}"] if "ms_ssim" in full else ["–", "–"]
+        lines.append(_row([Path(name).stem.removeprefix("psic-"), *cells]))
+    rate, gain = report["bd_rate"], report["bd_psnr"]
+    told = [f"BD-rate against the plain codec: full {_signed(rate['full'])} %, full with a keyword in the file "
+            f"{_signed(rate['sealed'])} %, protected {_signed(rate['protected'])} %"]  # fmt: skip
+    if gain.get("plain against published") is not None:
+        told.append(f"BD-PSNR of our plain codec against CompressAI's published bmshj2018-hyperprior: "
+                    f"{_signed(gain['plain against published'])} dB")  # fmt: skip
+    return "\n".join([*lines, "", ". ".join(told) + "."])
+
+
+def keywords_table(found: Mapping[int, Mapping[str, Any]]) -> str:
+    """What wrong keywords decode, rate by rate."""
+    head = ["rate", "wrong keywords × pictures", "ASR none (classification)", "wrong: mean", "lowest", "of full's gain"]
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for quality, r in found.items():
+        asr = r["asr"]["classification"]
+        each = f"{r['keywords']} × {r['n']}"
+        cells = [f"{100 * v:.1f}" for v in (asr["protected"], _mean(asr["keys"]), min(asr["keys"]))]
+        lines.append(_row([f"q{quality}", each, *cells, f"at most {100 * r['reached']:.0f} % of {r['gain']:.2f} dB"]))
+    return "\n".join(lines)
+
+
+def tried_table(file: Path) -> str:
+    """The ablations of `psic ablate`."""
+    head = ["variant", "what", "full", "protected", "t2i", "i2t", "class", "attr.", "null i2t", "null class"]
+    names = ["psnr_full", "psnr_protected", "asr_t2i", "asr_i2t", "asr_classification", "asr_attributes", "null_i2t",
+             "null_classification"]  # fmt: skip
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+        lines.append(_row([f"`{row['variant']}`", row["what"], *(row[n] for n in names)]))
+    return "\n".join(lines)
+
+
+def history_table(names: Sequence[str]) -> str:
+    """The phases that made the shipped checkpoints, each once, from their headers."""
+    seen: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for name in names:
+        for phase in read_card(name)["card"]["history"]:
+            identity = json.dumps([phase["config"], phase["init"], phase["seconds"]])
+            seen.setdefault(identity, (phase, []))[1].append(name.rpartition("-")[2])
+    head = ["made", "stage", "λ", "steps × batch", "pictures from", "γ", "minutes", "hardware", "commit"]
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for phase, users in seen.values():
+        c = phase["config"]
+        attacked = c["stage"] != "plain" and phase["kind"] != "plain"
+        commit = phase["commit"][:8] + ("+" if "+" in phase["commit"] else "")
+        cells = [" ".join(sorted(set(users))), c["stage"], c["lmbda"], f"{c['steps']} × {c['batch_size']}"]
+        cells += [", ".join(phase["datasets"]), c["gamma"] if attacked else "–", f"{phase['seconds'] / 60:.0f}"]
+        lines.append(_row([*cells, phase["hardware"], commit]))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def _cell(estimate: Estimate, bold: bool) -> str:
+    if estimate.value != estimate.value:
+        return "–"
+    value = f"{100 * estimate.value:.1f}"
+    low, high = estimate.ci95
+    return f"{f'**{value}**' if bold else value} [{100 * low:.1f}, {100 * high:.1f}]"

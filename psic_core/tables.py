@@ -88,10 +88,10 @@ def rd_table(report: Mapping[str, Any]) -> str:
 
 def keywords_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     """What wrong keywords decode, rate by rate."""
-    head = ["rate", "wrong keywords × pictures", "ASR none (classification)", "wrong: mean", "lowest", "of full's gain"]
+    head = ["rate", "wrong keywords × pictures", "ASR none (t2i)", "wrong: mean", "lowest", "of full's gain"]
     lines = [_row(head), "|---" * len(head) + "|"]
     for quality, r in found.items():
-        asr = r["asr"]["classification"]
+        asr = r["asr"]["t2i"]
         each = f"{r['keywords']} × {r['n']}"
         cells = [f"{100 * v:.1f}" for v in (asr["protected"], _mean(asr["keys"]), min(asr["keys"]))]
         lines.append(_row([f"q{quality}", each, *cells, f"at most {100 * r['reached']:.0f} % of {r['gain']:.2f} dB"]))

@@ -90,7 +90,7 @@ def test_curves_and_keywords_are_put_into_words(tmp_path: Path):
     assert "| q4 | 0.500 | 30.00 dB | 30.00 dB | 0.9700 | 0.9700 |" in text
     assert "full +0.00 %, full with a keyword in the file +1.50 %, protected – %" in text
     assert text.endswith("hyperprior: -2.50 dB.")
-    audit = {"keywords": 3, "n": 9, "asr": {"classification": {"protected": 0.9, "keys": [0.8, 0.9, 1.0]}},
+    audit = {"keywords": 3, "n": 9, "asr": {"t2i": {"protected": 0.9, "keys": [0.8, 0.9, 1.0]}},
              "reached": 0.1, "gain": 0.8}  # fmt: skip
     assert cells(tables.keywords_table({2: audit}).splitlines()[-1]) == [
         "q2", "3 × 9", "90.0", "90.0", "80.0", "at most 10 % of 0.80 dB"

@@ -70,6 +70,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "kodak": tables.rd_table(json.loads((results / "rd-kodak.json").read_text())),
             "flickr8k-dev": tables.rd_table(json.loads((results / "rd-flickr8k-dev.json").read_text())),
             "keywords": tables.keywords_table(keywords),
+            "speed": tables.speed_table(json.loads((results / "speed.json").read_text())),
             "tried": tables.tried_table(results / "tried.csv"),
         },
         cards / "README.md": {"history": tables.history_table(names)},

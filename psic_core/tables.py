@@ -109,6 +109,15 @@ def tried_table(file: Path) -> str:
     return "\n".join(lines)
 
 
+def speed_table(report: Mapping[str, Any]) -> str:
+    """What `make bench` measured."""
+    lines = [_row(["what", "PSIC", "the other", "ratio"]), "|---" * 4 + "|"]
+    for name, r in report.items():
+        if name != "provenance":
+            lines.append(_row([name, f"{r['ours_s']:.3f} s", f"{r['theirs_s']:.3f} s", f"{r['ratio']:.2f}"]))
+    return "\n".join([*lines, "", f"On {report['provenance']['hardware']}."])
+
+
 def history_table(names: Sequence[str]) -> str:
     """The phases that made the shipped checkpoints, each once, from their headers."""
     seen: dict[str, tuple[Mapping[str, Any], list[str]]] = {}

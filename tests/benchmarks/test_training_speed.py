@@ -21,7 +21,7 @@ from psic_core.targets import Target, load_target
 from psic_core.trainer import Trainer
 
 BATCH, SIZE = 8, 128  # the hyperprior codes multiples of 64
-FASTER = 2.0
+FASTER = 1.5  # what remains is the decoder and the target, there and back: both must run in every step
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def ours(stage: str, target: Target, pairs: Pairs) -> Callable[[], object]:
     return run.train_step
 
 
-@pytest.mark.parametrize(("stage", "least"), [("two", FASTER), ("one", 1.0)])
+@pytest.mark.parametrize(("stage", "least"), [("two", FASTER), ("one", FASTER)])
 def test_a_step_is_faster_than_a_straightforward_one(
     stage: str, least: float, target: Target, pairs: Pairs, benchmark: BenchmarkFixture
 ):

@@ -95,6 +95,8 @@ def test_curves_and_keywords_are_put_into_words(tmp_path: Path):
     assert cells(tables.keywords_table({2: audit}).splitlines()[-1]) == [
         "q2", "3 × 9", "90.0", "90.0", "80.0", "at most 10 % of 0.80 dB"
     ]  # fmt: skip
+    speed = {"a step": {"ours_s": 0.5, "theirs_s": 1.0, "ratio": 0.5}, "provenance": {"hardware": "CPU"}}
+    assert "| a step | 0.500 s | 1.000 s | 0.50 |" in tables.speed_table(speed)
     (tmp_path / "tried.csv").write_text(
         "variant,what,psnr_full,psnr_protected,asr_t2i,asr_i2t,asr_classification,asr_attributes,null_i2t,"
         "null_classification,n,seconds\nbase,as shipped,29.1,28.0,60,70,80,40,0.0,0.0,120,150\n"

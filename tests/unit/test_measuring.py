@@ -191,7 +191,7 @@ def test_variants_differ_in_what_they_say(quick: None, tmp_path: Path):
     common = ("--out", runs, "--table", out, "--pictures", 4, "--target", "tiny")
     psic("ablate", "base", "paper", *common)
     psic("ablate", "stage-one", *common)
-    rows = {r["variant"]: r for r in csv.DictReader(out.open())}
+    rows = {r["variant"]: r for r in csv.DictReader(out.read_text().splitlines())}
     assert list(rows) == ["base", "paper", "stage-one"]  # in the order of VARIANTS, kept from run to run
     about = {n: json.loads((runs / n / "run.json").read_text())["config"] for n in rows}
     assert about["paper"]["moves"] == "codec"

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,11 @@ from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, TrainConfig, seed_everything
 from psic_core.evaluation import eval_set, evaluate
-from psic_core.recipes import Phase, run_phase
+from psic_core.recipes import SHIELD, Phase, run_phase
 from psic_core.targets import load_target
 
 PLAIN = "plain-q2"  # the codec that every variant starts from
-BASE = TrainConfig(
-    "two", 240, 6, 160, learning_rate=1e-3, trigger_rate=1.0, warmup=20, gamma=56, masking=1.1, pool=32,
-    direction="both", save_every=1000,
-)  # fmt: skip
+BASE = TrainConfig("two", 240, 6, 160, learning_rate=1e-3, warmup=20, gamma=56, pool=32, save_every=1000, **SHIELD)
 SCENES = 600  # training pictures
 COLUMNS = ("variant", "what", "psnr_full", "psnr_protected", "asr_t2i", "asr_i2t", "asr_classification",
            "asr_attributes", "null_i2t", "null_classification", "n", "seconds")  # fmt: skip
@@ -29,41 +26,35 @@ class Variant:
     """One change to `BASE`."""
 
     what: str
-    train: Mapping[str, Any]
-    codec: Mapping[str, Any]
+    train: Mapping[str, Any] = field(default_factory=dict)
+    codec: Mapping[str, Any] = field(default_factory=dict)
     before: TrainConfig | None = None  # a phase that comes first
-
-
-def _variant(
-    what: str, codec: Mapping[str, Any] | None = None, before: TrainConfig | None = None, **train: Any
-) -> Variant:
-    return Variant(what, train, codec or {}, before)
 
 
 _CODEC = {"moves": "codec", "learning_rate": 3e-4, "trigger_rate": 5.0}  # at 1e-3 the decoder itself diverges
 VARIANTS = {
-    "base": _variant("this recipe: gated residual triggers, anchored key, UAEO both ways"),
-    "gamma-15": _variant("a weaker attack", gamma=15),
-    "gamma-30": _variant("a weaker attack", gamma=30),
-    "gamma-112": _variant("a stronger attack", gamma=112),
-    "i2t": _variant("UAEO as printed, pictures against captions alone", direction="i2t"),
-    "pool-8": _variant("K = 8 captions to choose the target from", pool=8),
-    "pool-128": _variant("K = 128", pool=128),
-    "s-0.03": _variant("a sharper temperature s in Eq. 5 and 9", s=0.03),
-    "s-0.2": _variant("a softer one", s=0.2),
-    "centred": _variant("evidence divided by each caption's mean (hubness)", center=True),
-    "unmasked": _variant("plain MSE alone", masking=0.0),
-    "additive": _variant("the paper's triggers: constants only", {"residual": 0}),
-    "moved": _variant("the attack trains the whole decoder", {"anchored": False}, None, **_CODEC),
-    "moved-fidelity": _variant(
-        "likewise, with a feature-fidelity term on the full version", {"anchored": False}, None, fidelity=600, **_CODEC
+    "base": Variant("this recipe: gated residual triggers, anchored key, UAEO both ways"),
+    "gamma-15": Variant("a weaker attack", {"gamma": 15}),
+    "gamma-30": Variant("a weaker attack", {"gamma": 30}),
+    "gamma-112": Variant("a stronger attack", {"gamma": 112}),
+    "i2t": Variant("UAEO as printed, pictures against captions alone", {"direction": "i2t"}),
+    "pool-8": Variant("K = 8 captions to choose the target from", {"pool": 8}),
+    "pool-128": Variant("K = 128", {"pool": 128}),
+    "s-0.03": Variant("a sharper temperature s in Eq. 5 and 9", {"s": 0.03}),
+    "s-0.2": Variant("a softer one", {"s": 0.2}),
+    "centred": Variant("evidence divided by each caption's mean (hubness)", {"center": True}),
+    "unmasked": Variant("plain MSE alone", {"masking": 0.0}),
+    "additive": Variant("the paper's triggers: constants only", codec={"residual": 0}),
+    "moved": Variant("the attack trains the whole decoder", _CODEC, {"anchored": False}),
+    "moved-fidelity": Variant(
+        "likewise, with a feature-fidelity term on the full version", _CODEC | {"fidelity": 600}, {"anchored": False}
     ),
-    "paper": _variant("both: constants only, whole decoder", {"residual": 0, "anchored": False}, None, **_CODEC),
-    "stage-one": _variant(
+    "paper": Variant("both: constants only, whole decoder", _CODEC, {"residual": 0, "anchored": False}),
+    "stage-one": Variant(
         "240 steps of stage one with attack before it",
         before=replace(BASE, stage="one", crop=128, learning_rate=1e-4, trigger_rate=8.0),
     ),
-    "naive": _variant("no target caption: the cosine to the own one is minimised", objective="naive", gamma=280),
+    "naive": Variant("no target caption: the cosine to the own one is minimised", {"objective": "naive", "gamma": 280}),
 }
 
 

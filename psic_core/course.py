@@ -16,6 +16,7 @@ from PIL import Image
 
 from psic_core.config import repo_dir
 from psic_core.readme import fill, renew
+from psic_core.tables import markdown
 
 ADDRESS = re.compile(r'REPOSITORY = \\"[^"]*\\"')  # as JSON writes it
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
@@ -49,16 +50,15 @@ def repository() -> str:
 def course_table() -> str:
     """README's table, from the notebooks' metadata."""
     owner = repository().removeprefix("https://github.com/")
-    lines = ["| notebook | goal | minutes, CPU / GPU | open |", "|---|---|---|---|"]
+    rows = []
     for path in notebooks():
         about = nbformat.read(path, as_version=4).metadata["psic"]
         colab = f"[Colab](https://colab.research.google.com/github/{owner}/blob/main/notebooks/{path.name})"
         solution = f"[solutions](notebooks/solutions/{path.name})"
-        lines.append(
-            f"| [{path.stem[:2]} {about['title']}](notebooks/{path.name}) | {about['goal']}"
-            f" | {about['minutes_cpu']} / {about['minutes_gpu']} | {colab}, {solution} |"
-        )
-    return "\n".join(lines)
+        title = f"[{path.stem[:2]} {about['title']}](notebooks/{path.name})"
+        minutes = f"{about['minutes_cpu']} / {about['minutes_gpu']}"
+        rows.append([title, about["goal"], minutes, f"{colab}, {solution}"])
+    return markdown(["notebook", "goal", "minutes, CPU / GPU", "open"], rows)
 
 
 def with_address(text: str) -> str:

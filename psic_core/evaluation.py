@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from psic_core.config import data_root
 from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder
 from psic_core.datasets.scenes import Scenes
 from psic_core.evidence import caption_ids
-from psic_core.metrics import Flips, attack_success_rate, correct_at_k, count_flips, psnr
+from psic_core.metrics import Flips, correct_at_k, count_flips, flip_rate, psnr
 from psic_core.targets import Target
 from psic_core.versions import VERSIONS, code_versions
 
@@ -141,15 +142,18 @@ def evaluate(model: PSIC, plain: PSIC, data: EvalSet, target: Target) -> dict[st
         rates["bpp"].append(8 * coded.psic_bytes / pixels)
         rates["bpp_backbone"].append(8 * coded.backbone_bytes / pixels)
     correct = task_results({v: torch.stack(f) for v, f in features.items()}, data, target)
+    flips = {
+        task: {v: count_flips(by["backbone"], by[v], groups) for v in NULLS} for task, (by, groups) in correct.items()
+    }
     return {
         "dataset": data.name,
         "target": target.name,
         "n": data.size,
-        **{name: _mean(values) for name, values in rates.items()},
-        "psnr": {version: _mean(values) for version, values in fidelity.items()},
+        **{name: fmean(values) for name, values in rates.items()},
+        "psnr": {version: fmean(values) for version, values in fidelity.items()},
         "score": {task: {v: float(c.float().mean()) for v, c in by.items()} for task, (by, _) in correct.items()},
-        "asr": {task: _rates(by, groups) for task, (by, groups) in correct.items()},
-        "flips": {task: _flips(by, groups) for task, (by, groups) in correct.items()},
+        "asr": {task: {v: flip_rate([f])._asdict() for v, f in by.items()} for task, by in flips.items()},
+        "flips": {task: {v: pack_flips(f) for v, f in by.items()} for task, by in flips.items()},
         "provenance": provenance(),
     }
 
@@ -260,14 +264,6 @@ def unpack_flips(packed: Mapping[str, str]) -> Flips:
     return Flips(**{n: torch.tensor(list(bytes.fromhex(t)), dtype=torch.float64) for n, t in packed.items()})
 
 
-def _flips(by: Mapping[str, Tensor], groups: Tensor) -> dict[str, dict[str, str]]:
-    return {v: pack_flips(count_flips(by["backbone"], by[v], groups)) for v in NULLS}
-
-
-def _rates(by: Mapping[str, Tensor], groups: Tensor) -> dict[str, dict[str, Any]]:
-    return {v: attack_success_rate(by["backbone"], by[v], groups)._asdict() for v in NULLS}
-
-
 def _scenes(n: int, size: int) -> EvalSet:
     scenes = Scenes("test", n, size)
     drawn = [scenes[i] for i in range(n)]
@@ -287,7 +283,3 @@ def _celeba(faces: CelebA, limit: int | None) -> EvalSet:
 
 def _least(limit: int | None, n: int) -> int:
     return n if limit is None else min(limit, n)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

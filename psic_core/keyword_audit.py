@@ -1,6 +1,7 @@
 """What wrong keywords decode: many of them, one by one, beside no keyword and the right one."""
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def audit(model: PSIC, data: EvalSet, target: Target, keywords: int = 100) -> di
     secrets = [keys.secret(f"wrong keyword {i}") for i in range(keywords)]
     if model.secret in secrets:
         raise ValueError("a keyword of the audit is this model's passphrase; re-key the model")
-    wrong = torch.stack([keys.condition(s, model.config.dim) for s in secrets])
+    wrong = [keys.condition(s, model.config.dim) for s in secrets]
+    conditions = torch.stack([torch.zeros(model.config.dim), *wrong])
     names = ("original", "backbone", "protected", *(f"key {i}" for i in range(keywords)))
     features: dict[str, list[torch.Tensor]] = {n: [] for n in names}
     fidelity: dict[str, list[float]] = {n: [] for n in names[1:]}
@@ -47,7 +49,6 @@ def audit(model: PSIC, data: EvalSet, target: Target, keywords: int = 100) -> di
         x = data.picture(i)[None]
         stream = bitstream.unpack(model.compress(x))
         y_hat = model.latents(stream)
-        conditions = torch.cat([torch.zeros(1, model.config.dim), wrong])
         decoded = [model.g_s.plain(y_hat)]
         decoded += [model.synthesize(y_hat.expand(len(c), -1, -1, -1), c) for c in conditions.split(16)]
         pictures = round_to_8_bits(torch.cat(decoded)[..., : stream.height, : stream.width].clamp(0, 1))
@@ -56,7 +57,7 @@ def audit(model: PSIC, data: EvalSet, target: Target, keywords: int = 100) -> di
             features[name].append(feature)
         for name, picture in zip(names[1:], pictures, strict=True):
             fidelity[name].append(min(psnr(picture, x[0]), 100.0))
-    means = {n: sum(v) / len(v) for n, v in fidelity.items()}
+    means = {n: fmean(v) for n, v in fidelity.items()}
     gain, by_key = means["backbone"] - means["protected"], [means[n] for n in names[3:]]
     correct = task_results({n: torch.stack(f) for n, f in features.items()}, data, target)
     return {
@@ -84,7 +85,7 @@ def table(report: Mapping[str, Any]) -> str:
     for task, rates in report["asr"].items():
         k = [100 * v for v in rates["keys"]]
         lines.append(
-            f"{task:15} ASR %  none {100 * rates['protected']:.1f}  wrong: mean {sum(k) / len(k):.1f},"
+            f"{task:15} ASR %  none {100 * rates['protected']:.1f}  wrong: mean {fmean(k):.1f},"
             f" {min(k):.1f} to {max(k):.1f}  of {rates['n']}"
         )
     return "\n".join(lines)

@@ -1,21 +1,15 @@
 """Training logs as CSV."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 def write_log(path: Path, rows: list[dict[str, float | str]]) -> None:
     """Append rows to a CSV log, keeping rows of earlier calls that precede them; the newest columns lead."""
-    old = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            old = [r for r in csv.DictReader(file) if rows and int(r["step"]) < int(rows[0]["step"])]
+    old = [r for r in _read(path) if rows and int(r["step"]) < int(rows[0]["step"])]
     columns = list(dict.fromkeys(key for row in [*rows, *old] for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows([*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
+    _write(path, columns, [*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
 
 
 def join_logs(runs: Sequence[Path], out: Path, most: int = 60) -> None:
@@ -28,14 +22,22 @@ def join_logs(runs: Sequence[Path], out: Path, most: int = 60) -> None:
     """
     rows = []
     for run in runs:
-        if not (run / "log.csv").is_file():
-            continue
-        with (run / "log.csv").open(newline="") as file:
-            log = list(csv.DictReader(file))
+        log = _read(run / "log.csv")
         every = -(-len(log) // most) or 1
         rows += [{"run": run.name} | row for row in log[::-1][::every][::-1]]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with out.open("w", newline="") as file:
+    _write(out, list(dict.fromkeys(key for row in rows for key in row)), rows)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of a log; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float | str]]) -> None:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

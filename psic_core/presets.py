@@ -7,11 +7,10 @@ from typing import Any
 
 from psic_core.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.recipes import Phase, publish, run_phase
+from psic_core.recipes import SHIELD, Phase, publish, run_phase
 
 #: lambda of each rate: CompressAI's for MSE, qualities 1 to 4. The paper names none (four levels, Sec. 4).
 RATES = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130}
-SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two, in every recipe of ours
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Recipe:
 
 _OURS = ("flickr8k", "scenes")
 _WIDE = CodecConfig(n=128, m=192)  # CompressAI's own width at these rates
+_GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD)
 # fmt: off
 RECIPES = {
     "cpu-hop": Recipe(
@@ -49,7 +49,7 @@ RECIPES = {
         "cpu-lite for a GPU: larger batches, more steps, the target in bfloat16",
         {
             "plain": TrainConfig(steps=60_000, batch_size=16, crop=160, learning_rate=5e-4),
-            "two": TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD),
+            "two": _GPU_TWO,
         },
         Phase(_OURS),
     ),
@@ -57,13 +57,13 @@ RECIPES = {
         "PSIC from random weights at once, stage one with attack and then stage two; for a GPU",
         {
             "one": TrainConfig("one", 60_000, 16, 160, learning_rate=5e-4, gamma=30, amp=True, **SHIELD),
-            "two": TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD),
+            "two": _GPU_TWO,
         },
         Phase(_OURS, kind="psic"),
     ),
     "zoo": Recipe(
         "stage two alone, on CompressAI's pretrained hyperprior (network, once); for a GPU",
-        {"two": TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD)},
+        {"two": _GPU_TWO},
         Phase(_OURS, init="zoo:bmshj2018-hyperprior/{quality}", codec=_WIDE),
     ),
     "paper": Recipe(

@@ -1,10 +1,11 @@
 """Rate against distortion over all rates, from real files; Bjøntegaard differences (the paper's Fig. 4)."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import bjontegaard
-import torch
+import numpy as np
 from pytorch_msssim import ms_ssim
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from psic_core.codec import PSIC
 from psic_core.evaluation import EvalSet
 from psic_core.images import round_to_8_bits
 from psic_core.metrics import psnr
+from psic_core.versions import compress_plain
 
 CURVES = ("plain", "full", "sealed", "protected")  # sealed: the full version of a file that holds a keyword
 SMALLEST = 161  # pixels a side that MS-SSIM's five scales need
@@ -81,7 +83,7 @@ def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, floa
     for i in tqdm(range(data.size), desc=f"{data.name}, rate {model.config.quality}", mininterval=2):
         x = data.picture(i)[None]
         file = model.compress(x)
-        plain_file = file if plain.fingerprint() == model.fingerprint() else plain.compress(x)
+        plain_file = compress_plain(plain, x, model, file)
         stream = bitstream.unpack(file)
         y_hat = model.latents(stream)
         full = model.picture(y_hat, stream, model.full_condition())
@@ -97,7 +99,7 @@ def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, floa
             total[curve]["psnr"].append(min(psnr(picture, x), 100.0))
             if min(x.shape[-2:]) >= SMALLEST:
                 total[curve]["ms_ssim"].append(float(ms_ssim(picture, x, data_range=1.0)))
-    return {c: {k: sum(v) / len(v) for k, v in by.items() if v} for c, by in total.items()}
+    return {c: {k: fmean(v) for k, v in by.items() if v} for c, by in total.items()}
 
 
 def _bd(measure: Any, anchor: Mapping[str, Sequence[float]], test: Mapping[str, Sequence[float]], shared: str) -> Any:
@@ -105,5 +107,5 @@ def _bd(measure: Any, anchor: Mapping[str, Sequence[float]], test: Mapping[str, 
         return None
     if max(min(anchor[shared]), min(test[shared])) >= min(max(anchor[shared]), max(test[shared])):
         return None  # no quality, or no rate, that both reach
-    curves = [torch.tensor(c[k], dtype=torch.float64).numpy() for c in (anchor, test) for k in ("bpp", "psnr")]
+    curves = [np.asarray(c[k]) for c in (anchor, test) for k in ("bpp", "psnr")]
     return float(measure(*curves, method="akima", require_matching_points=False, min_overlap=0))

@@ -62,14 +62,13 @@ def pages() -> dict[Path, dict[str, str]]:
     """What each generated part of each page should say."""
     results, cards = data_dir() / "results", data_dir() / "checkpoints"
     found = tables.reports(results)
-    keywords = {int(f.name[6]): json.loads(f.read_text()) for f in sorted(results.glob("keys-q[0-9]-scenes.json"))}
     names = sorted(p.stem for p in cards.glob("psic-q*.safetensors"))
     return {
         repo_dir() / "README.md": {"results": tables.success_table(found), "rates": tables.rates_table(found)},
         results / "README.md": {
             "kodak": tables.rd_table(json.loads((results / "rd-kodak.json").read_text())),
             "flickr8k-dev": tables.rd_table(json.loads((results / "rd-flickr8k-dev.json").read_text())),
-            "keywords": tables.keywords_table(keywords),
+            "keywords": tables.keywords_table(tables.audits(results)),
             "speed": tables.speed_table(json.loads((results / "speed.json").read_text())),
             "tried": tables.tried_table(results / "tried.csv"),
         },

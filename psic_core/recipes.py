@@ -24,6 +24,8 @@ from psic_core.targets import LITE_SIZE, Target, load_target
 from psic_core.train_target import HeadConfig, train_lite_clip
 from psic_core.trainer import Trainer
 
+SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two as what ships was trained
+
 
 @dataclass(frozen=True)
 class Phase:

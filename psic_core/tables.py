@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from psic_core.checkpoints import read_card
@@ -29,73 +30,83 @@ PAPER = {"t2i": 80.8, "i2t": 72.3, "classification": 67.0, "attributes": 51.5}
 Reports = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by data set and quality
 
 
+def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
 def reports(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """The evaluation reports of the shipped models."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for file in sorted(folder.glob("psic-q[0-9]-*.json")):
-        report = json.loads(file.read_text(encoding="utf-8"))
-        found.setdefault(report["dataset"], {})[int(file.name[6])] = report
+    for quality, report in _by_quality(folder, "psic"):
+        found.setdefault(report["dataset"], {})[quality] = report
     return found
+
+
+def audits(folder: Path) -> dict[int, dict[str, Any]]:
+    """The audits of wrong keywords."""
+    return dict(_by_quality(folder, "keys"))
 
 
 def success_table(found: Reports) -> str:
     """Attack success, the mean over the rates, with one interval for all of them, beside the paper's."""
     head = ["pictures", "task", "right on the plain codec", *COLUMNS.values(), "paper"]
-    lines = [_row(head), "|---" * len(head) + "|"]
+    rows = []
     for name, by_rate in found.items():
         first = next(iter(by_rate.values()))
         for task in (t for t in TASKS if t in first["asr"]):
             means = {
                 c: flip_rate([unpack_flips(r["flips"][task][c]) for r in by_rate.values()]) for c in COLUMNS
             }  # the same pictures at each rate
-            right = 100 * _mean([r["score"][task]["backbone"] for r in by_rate.values()])
+            right = 100 * fmean([r["score"][task]["backbone"] for r in by_rate.values()])
             cells = [_cell(e, c == "protected") for c, e in means.items()]
-            lines.append(_row([f"{name} ({first['n']})", TASKS[task], f"{right:.1f} %", *cells, PAPER[task]]))
-    return "\n".join(lines)
+            rows.append([f"{name} ({first['n']})", TASKS[task], f"{right:.1f} %", *cells, PAPER[task]])
+    return markdown(head, rows)
 
 
 def rates_table(found: Reports) -> str:
     """Each rate: bits, fidelity, and the attack success of the protected version."""
     short = {"t2i": "t2i", "i2t": "i2t", "classification": "class", "attributes": "attr."}
     head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", *(f"ASR {s}" for s in short.values())]
-    lines = [_row(head), "|---" * len(head) + "|"]
+    rows = []
     for name, by_rate in found.items():
         for quality, r in by_rate.items():
             p, asr = r["psnr"], r["asr"]
             cells = [f"{100 * asr[t]['protected']['value']:.1f}" if t in asr else "–" for t in short]
             loss = p["protected"] - p["full"]
             same = f"{p['full']:.2f} dB" if abs(p["full"] - p["backbone"]) < 0.005 else f"{p['full']:.2f} dB (full)"
-            lines.append(_row([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{loss:+.2f} dB", *cells]))
-    return "\n".join(lines)
+            rows.append([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{loss:+.2f} dB", *cells])
+    return markdown(head, rows)
 
 
 def rd_table(report: Mapping[str, Any]) -> str:
     """Kodak at native size beside CompressAI's published figures, read off at our rates."""
-    lines = [_row(["rate", "bpp", "plain = full", "protected", "MS-SSIM plain", "protected"]), "|---" * 6 + "|"]
+    head, rows = ["rate", "bpp", "plain = full", "protected", "MS-SSIM plain", "protected"], []
     for name, by in report["points"].items():
         full, protected = by["full"], by["protected"]
         cells = [f"{full['bpp']:.3f}", f"{full['psnr']:.2f} dB", f"{protected['psnr']:.2f} dB"]
         cells += [f"{full['ms_ssim']:.4f}", f"{protected['ms_ssim']:.4f}"] if "ms_ssim" in full else ["–", "–"]
-        lines.append(_row([Path(name).stem.removeprefix("psic-"), *cells]))
+        rows.append([Path(name).stem.removeprefix("psic-"), *cells])
     rate, gain = report["bd_rate"], report["bd_psnr"]
     told = [f"BD-rate against the plain codec: full {_signed(rate['full'])} %, full with a keyword in the file "
             f"{_signed(rate['sealed'])} %, protected {_signed(rate['protected'])} %"]  # fmt: skip
     if gain.get("plain against published") is not None:
         told.append(f"BD-PSNR of our plain codec against CompressAI's published bmshj2018-hyperprior: "
                     f"{_signed(gain['plain against published'])} dB")  # fmt: skip
-    return "\n".join([*lines, "", ". ".join(told) + "."])
+    return f"{markdown(head, rows)}\n\n{'. '.join(told)}."
 
 
 def keywords_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     """What wrong keywords decode, rate by rate."""
     head = ["rate", "wrong keywords × pictures", "ASR none (t2i)", "wrong: mean", "lowest", "of full's gain"]
-    lines = [_row(head), "|---" * len(head) + "|"]
+    rows = []
     for quality, r in found.items():
         asr = r["asr"]["t2i"]
         each = f"{r['keywords']} × {r['n']}"
-        cells = [f"{100 * v:.1f}" for v in (asr["protected"], _mean(asr["keys"]), min(asr["keys"]))]
-        lines.append(_row([f"q{quality}", each, *cells, f"at most {100 * r['reached']:.0f} % of {r['gain']:.2f} dB"]))
-    return "\n".join(lines)
+        cells = [f"{100 * v:.1f}" for v in (asr["protected"], fmean(asr["keys"]), min(asr["keys"]))]
+        rows.append([f"q{quality}", each, *cells, f"at most {100 * r['reached']:.0f} % of {r['gain']:.2f} dB"])
+    return markdown(head, rows)
 
 
 def tried_table(file: Path) -> str:
@@ -103,19 +114,19 @@ def tried_table(file: Path) -> str:
     head = ["variant", "what", "full", "protected", "t2i", "i2t", "class", "attr.", "null i2t", "null class"]
     names = ["psnr_full", "psnr_protected", "asr_t2i", "asr_i2t", "asr_classification", "asr_attributes", "null_i2t",
              "null_classification"]  # fmt: skip
-    lines = [_row(head), "|---" * len(head) + "|"]
+    rows = []
     for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
-        lines.append(_row([f"`{row['variant']}`", row["what"], *(row[n] for n in names)]))
-    return "\n".join(lines)
+        rows.append([f"`{row['variant']}`", row["what"], *(row[n] for n in names)])
+    return markdown(head, rows)
 
 
 def speed_table(report: Mapping[str, Any]) -> str:
     """What `make bench` measured."""
-    lines = [_row(["what", "PSIC", "the other", "ratio"]), "|---" * 4 + "|"]
+    head, rows = ["what", "PSIC", "the other", "ratio"], []
     for name, r in report.items():
         if name != "provenance":
-            lines.append(_row([name, f"{r['ours_s']:.3f} s", f"{r['theirs_s']:.3f} s", f"{r['ratio']:.2f}"]))
-    return "\n".join([*lines, "", f"On {report['provenance']['hardware']}."])
+            rows.append([name, f"{r['ours_s']:.3f} s", f"{r['theirs_s']:.3f} s", f"{r['ratio']:.2f}"])
+    return f"{markdown(head, rows)}\n\nOn {report['provenance']['hardware']}."
 
 
 def history_table(names: Sequence[str]) -> str:
@@ -126,23 +137,21 @@ def history_table(names: Sequence[str]) -> str:
             identity = json.dumps([phase["config"], phase["init"], phase["seconds"]])
             seen.setdefault(identity, (phase, []))[1].append(name.rpartition("-")[2])
     head = ["made", "stage", "λ", "steps × batch", "pictures from", "γ", "minutes", "hardware", "commit"]
-    lines = [_row(head), "|---" * len(head) + "|"]
+    rows = []
     for phase, users in seen.values():
         c = phase["config"]
         attacked = c["stage"] != "plain" and phase["kind"] != "plain"
         commit = phase["commit"][:8] + ("+" if "+" in phase["commit"] else "")
         cells = [" ".join(sorted(set(users))), c["stage"], c["lmbda"], f"{c['steps']} × {c['batch_size']}"]
         cells += [", ".join(phase["datasets"]), c["gamma"] if attacked else "–", f"{phase['seconds'] / 60:.0f}"]
-        lines.append(_row([*cells, phase["hardware"], commit]))
-    return "\n".join(lines)
+        rows.append([*cells, phase["hardware"], commit])
+    return markdown(head, rows)
 
 
-def _row(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _by_quality(folder: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
+    """The JSON files ``KIND-qN-DATASET.json``, in order."""
+    files = sorted(folder.glob(f"{kind}-q[0-9]-*.json"))
+    return [(int(f.name.split("-")[1][1:]), json.loads(f.read_text(encoding="utf-8"))) for f in files]
 
 
 def _signed(value: float | None) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.attack import attack_loss, pull, wrong_conditions
-from psic_core.batches import Batch, CachedLatents, draw, indices
+from psic_core.batches import LATENT, Batch, CachedLatents, draw, indices
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.images import round_to_8_bits
@@ -269,7 +269,7 @@ class Trainer:
             raise ValueError(f"stage {self.config.stage} attacks a target: pass one, and pairs.with_features(target)")
         if self.config.crop > min(pairs.pictures.shape[-2:]):
             raise ValueError(f"crop {self.config.crop} exceeds the pictures' {tuple(pairs.pictures.shape[-2:])}")
-        if self.config.stage == "two" and self.config.crop % 16:
-            raise ValueError(f"crop {self.config.crop} is no multiple of 16, the latents' grid")
+        if self.config.stage == "two" and self.config.crop % LATENT:
+            raise ValueError(f"crop {self.config.crop} is no multiple of {LATENT}, the latents' grid")
         if len(pairs) < self.config.batch_size:
             raise ValueError(f"{len(pairs)} pictures do not fill a batch of {self.config.batch_size}")

@@ -40,8 +40,7 @@ def code_versions(
         seed: Of the wrong key and the noise; vary it from picture to picture.
     """
     file = model.compress(x)
-    same = plain.fingerprint() == model.fingerprint() and plain.config.quality == model.config.quality
-    plain_file = file if same else plain.compress(x)  # one encoder and one entropy model write one file
+    plain_file = compress_plain(plain, x, model, file)
     stream = bitstream.unpack(file)
     y_hat = model.latents(stream)
     rng = np.random.default_rng(seed)
@@ -55,6 +54,12 @@ def code_versions(
     level = psnr(pictures["protected"], x)
     pictures |= {"jpeg": jpeg_at(x, level), "noise": noise_at(x, level, rng)}
     return Coded(pictures, len(file), len(plain_file))
+
+
+def compress_plain(plain: PSIC, x: Float[Tensor, "1 3 height width"], model: PSIC, file: bytes) -> bytes:
+    """``plain.compress(x)``, which is ``file`` where ``model`` wrote that with the same encoder and entropy model."""
+    same = plain.fingerprint() == model.fingerprint() and plain.config.quality == model.config.quality
+    return file if same else plain.compress(x)
 
 
 def jpeg_at(x: Float[Tensor, "1 3 height width"], level: float) -> Float[Tensor, "1 3 height width"]:

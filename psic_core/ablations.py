@@ -10,7 +10,8 @@ from psic_core import keys
 from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, TrainConfig, seed_everything
-from psic_core.evaluation import eval_set, evaluate
+from psic_core.eval_sets import eval_set
+from psic_core.evaluation import evaluate
 from psic_core.recipes import SHIELD, Phase, run_phase
 from psic_core.targets import load_target
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from psic_core import evidence
 from psic_core.config import TrainConfig
-from psic_core.objectives import naive_loss, uaeo_loss
+from psic_core.objectives import naive_loss, questions_loss, uaeo_loss
 from psic_core.pairs import Pairs
 
 
@@ -16,6 +16,7 @@ def attack_loss(
     index: Int64[Tensor, " batch"],
     config: TrainConfig,
     rng: torch.Generator,
+    answers: Float[Tensor, "questions 2 d"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The attack term on features of x_hat_e, and what the log keeps of it.
 
@@ -28,6 +29,7 @@ def attack_loss(
         index: The batch's pictures among the pairs.
         config: Temperatures, pool, direction, objective.
         rng: Draws the pool and one caption for each picture.
+        answers: Features of yes-or-no prompts, where ``config.questions`` weighs them.
     """
     others = torch.randperm(len(pairs), generator=rng)
     others = others[~torch.isin(others, index)][: max(config.pool - len(index), 0)]
@@ -42,7 +44,11 @@ def attack_loss(
     clean = pairs.image_features[pool].to(features.device)
     target = evidence.targets(clean, text, mask, config.s, config.tau, center=config.center)[: len(features)]
     loss = uaeo_loss(features, text, target, config.s, config.direction)
-    return loss, row | {"l_uc": float(loss.detach()), "distinct_targets": len(target.unique()) / len(target)}
+    row |= {"l_uc": float(loss.detach()), "distinct_targets": len(target.unique()) / len(target)}
+    if config.questions:
+        asked = questions_loss(features, clean[: len(features)], answers, config.s)
+        loss, row = loss + config.questions * asked, row | {"l_questions": float(asked.detach())}
+    return loss, row
 
 
 def wrong_conditions(n: int, dim: int, rng: torch.Generator) -> Float[Tensor, "n dim"]:

@@ -127,8 +127,9 @@ def rekey(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """``psic evaluate``."""
     from psic_core.checkpoints import load_checkpoint
-    from psic_core.evaluation import eval_set, table, write_json
+    from psic_core.eval_sets import eval_set
     from psic_core.evaluation import evaluate as run
+    from psic_core.evaluation import table, write_json
     from psic_core.targets import load_target
 
     lines = _read(args.classes).decode("utf-8").splitlines() if args.classes else []
@@ -143,7 +144,8 @@ def evaluate(args: argparse.Namespace) -> None:
 def rd(args: argparse.Namespace) -> None:
     """``psic rd``."""
     from psic_core.checkpoints import load_checkpoint
-    from psic_core.evaluation import eval_set, write_json
+    from psic_core.eval_sets import eval_set
+    from psic_core.evaluation import write_json
     from psic_core.rate_distortion import rate_distortion, table
 
     pairs = {n: (load_checkpoint(n), load_checkpoint(_plain_beside(n))) for n in args.checkpoints}
@@ -155,7 +157,8 @@ def rd(args: argparse.Namespace) -> None:
 def wrong_keys(args: argparse.Namespace) -> None:
     """``psic wrong-keys``."""
     from psic_core.checkpoints import load_checkpoint
-    from psic_core.evaluation import eval_set, write_json
+    from psic_core.eval_sets import eval_set
+    from psic_core.evaluation import write_json
     from psic_core.keyword_audit import audit, table
     from psic_core.targets import load_target
 

@@ -95,6 +95,7 @@ class TrainConfig:
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2 (decision 7)
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     moves: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
+    questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # decision 8
     s: float = 0.07  # temperature of Eq. 5 and Eq. 9

@@ -10,10 +10,11 @@ from tqdm import tqdm
 from psic_core import bitstream, keys
 from psic_core.checkpoints import provenance
 from psic_core.codec import PSIC
-from psic_core.evaluation import EvalSet, task_results
+from psic_core.eval_sets import EvalSet
 from psic_core.images import round_to_8_bits
 from psic_core.metrics import attack_success_rate, psnr
 from psic_core.targets import Target
+from psic_core.tasks import task_results
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def audit(model: PSIC, data: EvalSet, target: Target, keywords: int = 100) -> di
 
     Args:
         model: An anchored PSIC with its secret.
-        data: From `psic_core.evaluation.eval_set`.
+        data: From `psic_core.eval_sets.eval_set`.
         target: The model that reads the pictures.
         keywords: How many.
 

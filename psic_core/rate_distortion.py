@@ -12,7 +12,7 @@ from tqdm import tqdm
 from psic_core import bitstream, keys
 from psic_core.checkpoints import provenance
 from psic_core.codec import PSIC
-from psic_core.evaluation import EvalSet
+from psic_core.eval_sets import EvalSet
 from psic_core.images import round_to_8_bits
 from psic_core.metrics import psnr
 from psic_core.versions import compress_plain
@@ -33,7 +33,7 @@ def rate_distortion(pairs: Mapping[str, tuple[PSIC, PSIC]], data: EvalSet) -> di
 
     Args:
         pairs: PSIC and plain codec by the name of the rate, in order of rate.
-        data: From `psic_core.evaluation.eval_set`.
+        data: From `psic_core.eval_sets.eval_set`.
 
     Returns:
         ``points[rate][curve]`` with ``bpp``, ``psnr`` (dB, mean over pictures) and, where pictures are large enough,

@@ -15,6 +15,7 @@ from psic_core.attack import attack_loss, pull, wrong_conditions
 from psic_core.batches import LATENT, Batch, CachedLatents, draw, indices
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
+from psic_core.datasets.phrases import ATTRIBUTES
 from psic_core.images import round_to_8_bits
 from psic_core.logs import write_log
 from psic_core.objectives import masked_mse, rate_distortion_loss
@@ -154,7 +155,7 @@ class Trainer:
         x_hat = batch.cut(out["x_hat"])
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
         features = self._read(x_hat)
-        attack, row = attack_loss(features, self.pairs, batch.index, config, batch.rng)
+        attack, row = attack_loss(features, self.pairs, batch.index, config, batch.rng, self.answers)
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
             row["pull_uc"] = pull(config.lmbda * config.gamma * attack, x_hat)
             row["pull_mse"] = pull(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
@@ -194,6 +195,14 @@ class Trainer:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         index = indices(self.step, len(self.pairs), self.config)[rank::world]
         return draw(self.pairs, index, self.config, rng, self.latents, self.accelerator.device)
+
+    @cached_property
+    def answers(self) -> Float[Tensor, "questions 2 d"] | None:
+        """Both prompts of each yes-or-no attribute of the scenes, as the target reads them."""
+        if not self.config.questions:
+            return None
+        prompts = [prompt for yes, no, _ in ATTRIBUTES.values() for prompt in (yes, no)]
+        return self.target.encode_text(prompts).unflatten(0, (-1, 2))
 
     @cached_property
     def latents(self) -> CachedLatents | None:

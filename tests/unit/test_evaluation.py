@@ -17,21 +17,12 @@ from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.scenes import Scenes
-from psic_core.evaluation import (
-    DATASETS,
-    NULLS,
-    EvalSet,
-    class_weights,
-    eval_set,
-    evaluate,
-    retrieval,
-    table,
-    task_results,
-    write_json,
-)
+from psic_core.eval_sets import DATASETS, EvalSet, eval_set
+from psic_core.evaluation import NULLS, evaluate, table, write_json
 from psic_core.images import round_to_8_bits
 from psic_core.metrics import psnr
 from psic_core.targets import Target, load_target
+from psic_core.tasks import class_weights, retrieval, task_results
 from psic_core.versions import VERSIONS, Coded, code_versions, jpeg, jpeg_at, noise_at
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)

@@ -15,7 +15,8 @@ from psic_core.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.scenes import Scenes
-from psic_core.evaluation import EvalSet, eval_set, pack_flips, unpack_flips
+from psic_core.eval_sets import EvalSet, eval_set
+from psic_core.evaluation import pack_flips, unpack_flips
 from psic_core.images import round_to_8_bits, to_pil
 from psic_core.metrics import Flips, attack_success_rate, count_flips, flip_rate, psnr
 from psic_core.rate_distortion import CURVES, PUBLISHED, bd_psnr, bd_rate, rate_distortion

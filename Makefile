@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes .venv first where it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test tutorial outputs lab bench format clean
+.PHONY: help demo test tutorial outputs lab bench results format clean
 
 # The first of these that is CPython 3.10 to 3.12 makes .venv; `make demo PYTHON=...` chooses another.
 PYTHON ?= python3 python3.12 python3.11 python3.10
@@ -47,6 +47,25 @@ lab: .venv/.installed ## open the notebooks in JupyterLab
 
 bench: .venv/.installed ## measure speed against CompressAI, without runtime shape checks
 	JAXTYPING_DISABLE=1 $(RUN) -m pytest tests/benchmarks
+
+# The paper's section 4 with the shipped models; PSIC_DATA_ROOT names the data. build/passes keeps what is measured, so
+# that a run that was stopped goes on. One rate alone: make results RATES=2
+RATES := 1 2 3 4
+PSIC := .venv/bin/psic
+results: .venv/.installed ## measure the shipped models on all data sets (hours), renew data/results and the tables
+	@set -e; for q in $(RATES); do \
+	  for set in "flickr8k --target lite-clip lite2-clip" "scenes --target lite-clip lite2-clip" imagenet \
+	    "celeba --limit 1000"; do \
+	    $(PSIC) evaluate --checkpoint psic-q$$q --dataset $$set --cache build/passes \
+	      --json data/results/psic-q$$q-$${set%% *}.json; \
+	  done; \
+	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
+	    --json data/results/captions-q$$q-flickr8k.json; \
+	  $(PSIC) wrong-keys --checkpoint psic-q$$q --dataset scenes --limit 30 --json data/results/keys-q$$q-scenes.json; \
+	done
+	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
+	$(PSIC) rd --dataset flickr8k-dev --limit 200 --json data/results/rd-flickr8k-dev.json
+	$(RUN) -m psic_core.readme --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep
 	$(RUN) -m ruff check --fix

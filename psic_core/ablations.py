@@ -44,6 +44,8 @@ VARIANTS = {
     "s-0.03": Variant("a sharper temperature s in Eq. 5 and 9", {"s": 0.03}),
     "s-0.2": Variant("a softer one", {"s": 0.2}),
     "centred": Variant("evidence divided by each caption's mean (hubness)", {"center": True}),
+    "questions": Variant("yes-or-no prompts beside the captions, weight 3", {"questions": 3}),
+    "questions-30": Variant("likewise, weight 30", {"questions": 30}),
     "unmasked": Variant("plain MSE alone", {"masking": 0.0}),
     "additive": Variant("the paper's triggers: constants only", codec={"residual": 0}),
     "moved": Variant("the attack trains the whole decoder", _CODEC, {"anchored": False}),
@@ -55,6 +57,11 @@ VARIANTS = {
         "240 steps of stage one with attack before it",
         before=replace(BASE, stage="one", crop=128, learning_rate=1e-4, trigger_rate=8.0),
     ),
+    "row-only": Variant("Eq. 6 without the captions' side", {"row_only": True}),
+    "decl": Variant("Eq. 5 as in its source, DECL: s = 1, tau = 0.1", {"preset": "decl"}),
+    "literal": Variant("nothing masked, as printed", {"objective": "literal"}),
+    "random": Variant("a random caption as target", {"objective": "random_target"}),
+    "authors": Variant("what the released code computes", {"objective": "authors", "gamma": 280}),
     "naive": Variant("no target caption: the cosine to the own one is minimised", {"objective": "naive", "gamma": 280}),
 }
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from psic_core import evidence
 from psic_core.config import TrainConfig
-from psic_core.objectives import naive_loss, questions_loss, uaeo_loss
+from psic_core.objectives import authors_loss, naive_loss, questions_loss, uaeo_loss
 from psic_core.pairs import Pairs
 
 
@@ -23,6 +23,10 @@ def attack_loss(
     Eq. 5 to 8 run over a pool of K clean pairs: the batch's own stand first, the rest is drawn. The rest costs
     nothing, because its features are cached; so K does not depend on the batch size.
 
+    ``config.objective``: ``uaeo`` is Eq. 9 with equal captions masked; ``literal`` masks nothing, as printed, so that
+    the own caption may be the target; ``random_target`` draws the target among the captions of others; ``naive`` has
+    no target, it minimises the cosine to the own caption; ``authors`` is what the released code computes.
+
     Args:
         features: Unit features of the protected pictures.
         pairs: With features.
@@ -37,18 +41,35 @@ def attack_loss(
     choice = torch.randint(pairs.text_features.shape[1], pool.shape, generator=rng)
     text = pairs.text_features[pool, choice].to(features.device)
     row = {"cos_own": float((features.detach() * text[: len(features)]).sum(1).mean())}
+    clean, own = pairs.image_features[pool].to(features.device), text[: len(features)]
     if config.objective == "naive":
-        return naive_loss(features, text[: len(features)]), row
-    ids = pairs.caption_ids[pool, choice]
-    mask = (ids[:, None] == ids[None, :]).to(features.device)
-    clean = pairs.image_features[pool].to(features.device)
-    target = evidence.targets(clean, text, mask, config.s, config.tau, center=config.center)[: len(features)]
+        return naive_loss(features, own), row
+    if config.objective == "authors":
+        return authors_loss(features, clean[: len(own)], own, harmonic=config.stage == "two"), row
+    target = _targets(clean, text, pairs.caption_ids[pool, choice], config, rng)[: len(features)]
     loss = uaeo_loss(features, text, target, config.s, config.direction)
     row |= {"l_uc": float(loss.detach()), "distinct_targets": len(target.unique()) / len(target)}
     if config.questions:
         asked = questions_loss(features, clean[: len(features)], answers, config.s)
         loss, row = loss + config.questions * asked, row | {"l_questions": float(asked.detach())}
     return loss, row
+
+
+def _targets(
+    clean: Float[Tensor, "k d"],
+    text: Float[Tensor, "k d"],
+    ids: Int64[Tensor, " k"],
+    config: TrainConfig,
+    rng: torch.Generator,
+) -> Int64[Tensor, " k"]:
+    """The caption that each picture of the pool is pulled to; its own where all captions are equal."""
+    same = ids[:, None] == ids[None, :]
+    if config.objective == "random_target":
+        free = torch.where(same.all(1, keepdim=True), same, ~same).float()
+        return torch.multinomial(free, 1, generator=rng)[:, 0].to(text.device)
+    mask = torch.zeros_like(same) if config.objective == "literal" else same
+    s, tau = evidence.PRESETS.get(config.preset, (config.s, config.tau))
+    return evidence.targets(clean, text, mask.to(text.device), s, tau, row_only=config.row_only, center=config.center)
 
 
 def wrong_conditions(n: int, dim: int, rng: torch.Generator) -> Float[Tensor, "n dim"]:

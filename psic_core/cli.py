@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from psic_core import cli_training
+from psic_core import cli_data, cli_training
 
 DEFAULT_CHECKPOINT = "psic-q2"
 
@@ -55,15 +55,28 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--old", metavar="PASSPHRASE", help="needed where the checkpoint does not hold its secret")
 
     cli_training.add(partial(_command, commands), training)
+    cli_data.add(partial(_command, commands))
 
     p = _command(commands, "evaluate", evaluate, "measure a checkpoint on a data set")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
     p.add_argument("--plain", help="the plain codec of the same rate (default: plain-qN beside psic-qN)")
+    p.add_argument("--cache", type=Path, help="folder that keeps what was measured: a second run takes seconds")
     p.add_argument("--classes", type=Path, help="for photos: a text file, one class name a line")
-    _measuring_options(p)
+    p.add_argument("--target", nargs="+", default=["lite-clip"],
+                   help="the model that reads the pictures (%(default)s); further ones go to `transfer`")  # fmt: skip
+    _measuring_options(p, read=False)
+
+    p = _command(commands, "captions", captions, "what a captioner that was never attacked says of each version")
+    p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
+    p.add_argument("--plain", help="the plain codec of the same rate (default: plain-qN beside psic-qN)")
+    p.add_argument("--captioner", default="lite2-captioner",
+                   help="or a model of Hugging Face, such as Salesforce/blip2-opt-2.7b (%(default)s)")  # fmt: skip
+    p.add_argument("--cache", type=Path, help="folder that keeps what was measured: a second run takes seconds")
+    _measuring_options(p, read=False)
 
     p = _command(commands, "rd", rd, "rate against distortion of several rates, with Bjontegaard differences")
     p.add_argument("--checkpoints", nargs="+", default=[f"psic-q{q}" for q in (1, 2, 3, 4)], help="default: all four")
+    p.add_argument("--lpips", action="store_true", help="LPIPS too; fetches AlexNet's weights, once")
     _measuring_options(p, read=False)
 
     p = _command(commands, "wrong-keys", wrong_keys, "what many wrong keywords decode")
@@ -136,7 +149,23 @@ def evaluate(args: argparse.Namespace) -> None:
     names = [line.strip() for line in lines if line.strip()] if args.classes else None
     data = eval_set(args.dataset, args.data_root, args.limit, classes=names)
     plain = load_checkpoint(args.plain or _plain_beside(args.checkpoint))
-    report = run(load_checkpoint(args.checkpoint), plain, data, load_target(args.target))
+    report = run(load_checkpoint(args.checkpoint), plain, data, [load_target(t) for t in args.target], args.cache)
+    write_json(report | {"checkpoint": str(args.checkpoint)}, args.json)
+    print(table(report))
+
+
+def captions(args: argparse.Namespace) -> None:
+    """``psic captions``."""
+    from psic_core.captioner import load_captioner
+    from psic_core.captioning import caption_report, table
+    from psic_core.checkpoints import load_checkpoint
+    from psic_core.eval_sets import eval_set
+    from psic_core.evaluation import write_json
+
+    data = eval_set(args.dataset, args.data_root, args.limit)
+    plain = load_checkpoint(args.plain or _plain_beside(args.checkpoint))
+    captioner = load_captioner(args.captioner)
+    report = caption_report(load_checkpoint(args.checkpoint), plain, data, captioner, args.cache)
     write_json(report | {"checkpoint": str(args.checkpoint)}, args.json)
     print(table(report))
 
@@ -146,10 +175,11 @@ def rd(args: argparse.Namespace) -> None:
     from psic_core.checkpoints import load_checkpoint
     from psic_core.eval_sets import eval_set
     from psic_core.evaluation import write_json
-    from psic_core.rate_distortion import rate_distortion, table
+    from psic_core.rate_distortion import load_lpips, rate_distortion, table
 
+    distance = load_lpips() if args.lpips else None
     pairs = {n: (load_checkpoint(n), load_checkpoint(_plain_beside(n))) for n in args.checkpoints}
-    report = rate_distortion(pairs, eval_set(args.dataset, args.data_root, args.limit))
+    report = rate_distortion(pairs, eval_set(args.dataset, args.data_root, args.limit), distance)
     write_json(report, args.json)
     print(table(report))
 
@@ -169,9 +199,10 @@ def wrong_keys(args: argparse.Namespace) -> None:
 
 
 def _measuring_options(p: argparse.ArgumentParser, read: bool = True) -> None:
-    sets = ("scenes", "flickr8k", "flickr8k-dev", "celeba", "imagenet", "kodak", "photos")
-    p.add_argument("--dataset", required=True, choices=sets)
-    p.add_argument("--data-root", help="folder of the data sets (PSIC_DATA_ROOT); for photos, of the pictures")
+    from psic_core.datasets import DATASETS
+
+    p.add_argument("--dataset", required=True, choices=DATASETS)
+    p.add_argument("--data-root", help="of the data sets (PSIC_DATA_ROOT), or your photos, captioned or in classes")
     p.add_argument("--limit", type=int, help="the first so many pictures")
     p.add_argument("--json", type=Path, required=True, metavar="OUT")
     if read:

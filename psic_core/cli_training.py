@@ -1,4 +1,6 @@
-"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``, ``train-target``."""
+"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``, ``train-target``,
+``train-captioner``.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -36,11 +38,17 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     p.add_argument("--strength", type=float, default=1.0, help="scales the triggers (%(default)s: as trained)")
     p.add_argument("-o", "--output", type=Path, required=True, help="folder")
 
-    p = command("train-target", train_target, "train lite-clip's heads on Flickr8k and scenes")
+    p = command("train-target", train_target, "train the heads of lite-clip or lite2-clip on Flickr8k and scenes")
+    p.add_argument("--target", choices=("lite-clip", "lite2-clip"), default="lite-clip", help="default: %(default)s")
     p.add_argument("--data-root")
     p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
     p.add_argument("--cache", type=Path, default=Path("build/cache"))
     p.add_argument("-o", "--output", type=Path, required=True, help="heads file, .safetensors")
+
+    p = command("train-captioner", train_captioner, "train lite2-captioner's decoder on Flickr8k")
+    p.add_argument("--data-root")
+    p.add_argument("--cache", type=Path, default=Path("build/cache"))
+    p.add_argument("-o", "--output", type=Path, required=True, help="captioner file, .safetensors")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -86,7 +94,14 @@ def train_target(args: argparse.Namespace) -> None:
     """``psic train-target``."""
     from psic_core.recipes import make_lite_clip
 
-    make_lite_clip(args.output, args.data_root, args.scenes, args.cache)
+    make_lite_clip(args.output, args.data_root, args.scenes, args.cache, args.target)
+
+
+def train_captioner(args: argparse.Namespace) -> None:
+    """``psic train-captioner``."""
+    from psic_core.train_captioner import make_captioner
+
+    make_captioner(args.output, args.data_root, args.cache)
 
 
 def _training_options(p: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import os
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ PUBLIC_PASSPHRASE = "psic course"
 
 Schedule = Literal["alternate", "sessions", "mixed"]
 Stage = Literal["plain", "one", "two"]
+Objective = Literal["uaeo", "literal", "random_target", "naive", "authors"]
+Preset = Literal["none", "paper", "decl", "authors"]
 
 
 def repo_dir() -> Path:
@@ -102,8 +104,10 @@ class TrainConfig:
     tau: float = 1.0  # Eq. 5
     pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size
     direction: Literal["i2t", "both"] = "i2t"  # Eq. 9 is i2t
+    preset: Preset = "none"  # of Eq. 5's two temperatures, `evidence.PRESETS`; none: s and tau
+    row_only: bool = False  # Eq. 6 without the captions' side
     center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
-    objective: Literal["uaeo", "naive"] = "uaeo"
+    objective: Objective = "uaeo"  # `attack.attack_loss` says what each is
     clip_grad: float = 1.0
     amp: bool = False  # the target in bfloat16, on a GPU; the codec stays float32, as a decoder's arithmetic is
     seed: int = 0
@@ -115,11 +119,14 @@ class TrainConfig:
             ("stage", ("plain", "one", "two")),
             ("schedule", ("alternate", "sessions", "mixed")),
             ("direction", ("i2t", "both")),
-            ("objective", ("uaeo", "naive")),
+            ("objective", get_args(Objective)),
+            ("preset", get_args(Preset)),
             ("moves", ("triggers", "codec")),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
+        if self.questions and self.objective in ("naive", "authors"):
+            raise ValueError(f"questions {self.questions} go with targets; objective {self.objective!r} has none")
         if self.schedule == "mixed" and self.moves == "triggers":
             raise ValueError("schedule mixed sums both losses, so it cannot spare the codec: it needs moves 'codec'")
         for name in ("steps", "batch_size", "crop", "learning_rate", "lmbda", "s", "tau", "save_every"):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -10,10 +11,12 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
 from psic_core.config import data_root
-from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder
+from psic_core.datasets import DATASETS
+from psic_core.datasets.faces import prompts
+from psic_core.datasets.folders import CaptionedFolder, CelebA, Flickr8k, Folder, ImageNetFolder
+from psic_core.datasets.labelled import ClassFolders, labelled
 from psic_core.datasets.scenes import Scenes
 
-DATASETS = ("scenes", "flickr8k", "flickr8k-dev", "celeba", "imagenet", "kodak", "photos")
 PHOTO_CLASSES = (
     "person",
     "child",
@@ -63,42 +66,43 @@ def eval_set(
     """A data set by name.
 
     Args:
-        name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures); the others live in the data
-            root, and ``photos`` is any folder of pictures given as ``root``. ``flickr8k`` is its test split.
-        root: The data root, or the folder of ``photos``.
+        name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures). In the data root live ``flickr8k``
+            (its test split; ``-dev`` and ``-all``: 1,000 and 8,091 pictures), ``celeba`` (the figures that are
+            reported take the first 1,000), ``imagenet`` and ``kodak``. The last three are any folder, given as
+            ``root``: ``photos``, of which nothing is known; ``captioned`` (see `CaptionedFolder`); ``classes``
+            (see `labelled`).
+        root: The data root, or that folder.
         limit: At most so many pictures, the first ones.
         size: Side in pixels of the squares that pictures are made into; ``kodak`` and ``photos`` stay as they are.
         classes: What the model may call one of ``photos``; default `PHOTO_CLASSES`. The other sets have their own.
 
     Raises:
-        ValueError: Unknown name, a limit below 1, classes that do not fit.
+        ValueError: Unknown name, a limit below 1, classes that do not fit, a list in another form.
         FileNotFoundError: The data is not there.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit} leaves no picture; give at least 1")
     if classes is not None and (name != "photos" or len(set(classes)) < 2):
         raise ValueError(f"{len(set(classes))} classes for {name!r}: give at least two, and only for photos")
-    if name == "scenes":
-        return _scenes(limit or 500, size)
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
-    if name == "photos":
-        photos = Folder(data_root(root))
-        return EvalSet(name, _least(limit, len(photos)), photos.__getitem__, classes=tuple(classes or PHOTO_CLASSES))
+    if name == "scenes":
+        return _scenes(limit or 500, size)
     base = data_root(root)
+    if name == "photos":
+        return _of(name, Folder(base), limit, classes=tuple(classes or PHOTO_CLASSES))
     if name == "kodak":  # fidelity alone: nothing is known of its pictures
-        kodak = Folder(base / name)
-        return EvalSet(name, _least(limit, len(kodak)), kodak.__getitem__)
-    if name.startswith("flickr8k"):
-        flickr = Flickr8k(base / "flickr8k", "dev" if name.endswith("dev") else "test", size)
-        n = _least(limit, len(flickr))
-        return EvalSet(name, n, flickr.__getitem__, captions=list(flickr.captions[:n]))
+        return _of(name, Folder(base / name), limit)
     if name == "celeba":
         return _celeba(CelebA(base / name, size), limit)
-    imagenet = ImageNetFolder(base / "imagenet_sample", size)
-    n = _least(limit, len(imagenet))
-    return EvalSet(name, n, imagenet.__getitem__, classes=imagenet.classes, labels=imagenet.labels[:n],
-                   templates=list(OPENAI_IMAGENET_TEMPLATES))  # fmt: skip
+    if name == "imagenet":
+        return _classes(name, ImageNetFolder(base / "imagenet_sample", size), limit)
+    if name == "classes":
+        return _classes(name, labelled(base, size), limit)
+    if name == "captioned":
+        return _captions(name, CaptionedFolder(base, size), limit)
+    split = name.partition("-")[2] or "test"
+    return _captions(name, Flickr8k(base / "flickr8k", split, size), limit)
 
 
 def _scenes(n: int, size: int) -> EvalSet:
@@ -112,11 +116,19 @@ def _scenes(n: int, size: int) -> EvalSet:
 
 
 def _celeba(faces: CelebA, limit: int | None) -> EvalSet:
-    n = _least(limit, len(faces))
-    names = [a.replace("_", " ").lower() for a in faces.attributes]
-    prompts = tuple((f"a photo of a face, {a}", f"a photo of a face, not {a}") for a in names)
-    return EvalSet("celeba", n, faces.__getitem__, attribute_prompts=prompts, attributes=faces.labels[:n])
+    both = {"attribute_prompts": prompts(faces.attributes), "attributes": faces.labels[:limit]}
+    return _of("celeba", faces, limit, **both)
 
 
-def _least(limit: int | None, n: int) -> int:
-    return n if limit is None else min(limit, n)
+def _classes(name: str, pictures: ImageNetFolder | ClassFolders, limit: int | None) -> EvalSet:
+    templates = list(OPENAI_IMAGENET_TEMPLATES)
+    return _of(name, pictures, limit, classes=pictures.classes, labels=pictures.labels[:limit], templates=templates)
+
+
+def _captions(name: str, pictures: Flickr8k | CaptionedFolder, limit: int | None) -> EvalSet:
+    return _of(name, pictures, limit, captions=list(pictures.captions[:limit]))
+
+
+def _of(name: str, pictures: Folder, limit: int | None, **known: Any) -> EvalSet:
+    size = len(pictures) if limit is None else min(limit, len(pictures))
+    return EvalSet(name, size, pictures.__getitem__, **known)

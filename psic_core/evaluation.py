@@ -2,69 +2,74 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from psic_core.checkpoints import provenance
 from psic_core.codec import PSIC
 from psic_core.eval_sets import EvalSet
-from psic_core.metrics import Flips, count_flips, flip_rate, psnr
+from psic_core.metrics import Flips, attack_success_rate, balanced_accuracy, count_flips, flip_rate
+from psic_core.reading import Reader, Texts, read
 from psic_core.targets import Target
-from psic_core.tasks import task_results
-from psic_core.versions import VERSIONS, code_versions
+from psic_core.tasks import Correct, retrieval, task_results
 
+RECALLS = (1, 5, 10)
 NULLS = ("protected", "full", "jpeg", "noise", "wrong_key")  # the rows of every ASR table
 
 
-def evaluate(model: PSIC, plain: PSIC, data: EvalSet, target: Target) -> dict[str, Any]:
+def evaluate(
+    model: PSIC, plain: PSIC, data: EvalSet, targets: Target | Sequence[Target], cache: str | Path | None = None
+) -> dict[str, Any]:
     """Measure one checkpoint on one data set.
 
     Args:
         model: PSIC, with its secret.
         plain: The plain codec of the same rate.
-        data: From `eval_set`.
-        target: The model that reads the pictures.
+        data: From `psic_core.eval_sets.eval_set`.
+        targets: The model that reads the pictures; further ones, which read the same files, go to ``transfer``.
+        cache: Folder that keeps finished passes and text features by content; ``None`` computes anew.
 
     Returns:
-        ``n``, ``bpp``, ``bpp_backbone``, ``psnr``, ``score[task][version]``, ``asr[task][version]`` with value, 95 %
-        interval and denominator, ``flips[task][version]`` as `pack_flips` writes them; JSON-ready.
+        ``n``, ``bpp``, ``bpp_backbone``, ``psnr``, ``score[task][version]``, ``recall[task][version][k]``,
+        ``asr[task][version]`` with value, 95 % interval and denominator (right on the plain codec, the paper's),
+        ``asr_original`` and ``asr_all`` with the other two denominators, ``balanced[version]`` where there are
+        attributes, ``flips[task][version]`` as `pack_flips` writes them; ``transfer[target]`` with ``score``,
+        ``asr`` and ``flips`` of each further target; JSON-ready.
     """
-    model.full_condition()
-    features: dict[str, list[Tensor]] = {v: [] for v in VERSIONS}
-    fidelity: dict[str, list[float]] = {v: [] for v in VERSIONS if v != "original"}
-    rates: dict[str, list[float]] = {"bpp": [], "bpp_backbone": []}
-    for i in tqdm(range(data.size), desc=f"{data.name} on {target.name}", mininterval=2):
-        x = data.picture(i)[None]
-        coded = code_versions(model, plain, x, model.secret, seed=i)
-        seen = _read(target, coded.pictures)
-        for version, picture in coded.pictures.items():
-            features[version].append(seen[version])
-            if version != "original":
-                fidelity[version].append(min(psnr(picture, x), 100.0))
-        pixels = x.shape[-1] * x.shape[-2]
-        rates["bpp"].append(8 * coded.psic_bytes / pixels)
-        rates["bpp_backbone"].append(8 * coded.backbone_bytes / pixels)
-    correct = task_results({v: torch.stack(f) for v, f in features.items()}, data, target)
-    flips = {
-        task: {v: count_flips(by["backbone"], by[v], groups) for v in NULLS} for task, (by, groups) in correct.items()
-    }
-    return {
+    targets = [targets] if isinstance(targets, Target) else list(targets)
+    folder = Path(cache) if cache else None
+    readers = [Reader(t.name, t, partial(_encode, t)) for t in targets]
+    passes = read(model, plain, data, readers, folder)
+    first, (name, *others) = passes[0], [t.name for t in targets]
+    texts = {t.name: Texts(t, folder) for t in targets}
+    correct = task_results(first.seen, data, texts[name])
+    report = {
         "dataset": data.name,
-        "target": target.name,
+        "target": name,
         "n": data.size,
-        **{name: fmean(values) for name, values in rates.items()},
-        "psnr": {version: fmean(values) for version, values in fidelity.items()},
-        "score": {task: {v: float(c.float().mean()) for v, c in by.items()} for task, (by, _) in correct.items()},
-        "asr": {task: {v: flip_rate([f])._asdict() for v, f in by.items()} for task, by in flips.items()},
-        "flips": {task: {v: pack_flips(f) for v, f in by.items()} for task, by in flips.items()},
-        "provenance": provenance(),
+        "bpp": float(first.bpp.mean()),
+        "bpp_backbone": float(first.bpp_backbone.mean()),
+        "psnr": {version: float(values.mean()) for version, values in first.psnr.items()},
+        **_successes(correct),
+        **_other_denominators(correct),
     }
+    if data.captions:
+        report["recall"] = _recalls(first.seen, data.captions, texts[name])
+    if "attributes" in correct:
+        right = {v: c.reshape(data.size, -1) for v, c in correct["attributes"][0].items()}
+        # an answer is yes where it is right about a yes or wrong about a no
+        report["balanced"] = {
+            v: float(balanced_accuracy(c == data.attributes, data.attributes).nanmean()) for v, c in right.items()
+        }
+    if others:
+        seen = zip(others, passes[1:], strict=True)
+        report["transfer"] = {other: _successes(task_results(p.seen, data, texts[other])) for other, p in seen}
+    return report | {"provenance": provenance()}
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -77,10 +82,18 @@ def table(report: Mapping[str, Any]) -> str:
     for task, scores in report["score"].items():
         shown = "  ".join(f"{v} {100 * scores[v]:.1f}" for v in ("original", "backbone", "full", "protected"))
         lines.append(f"{task:15} score %  {shown}")
+        for k in RECALLS[1:]:
+            if by := {v: r[str(k)] for v, r in report.get("recall", {}).get(task, {}).items() if str(k) in r}:
+                shown = "  ".join(f"{v} {100 * by[v]:.1f}" for v in ("original", "backbone", "full", "protected"))
+                lines.append(f"{'':15} R@{k:<2} %   {shown}")
         for version, e in report["asr"][task].items():
             low, high = e["ci95"]
             value = f"{100 * e['value']:5.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
             lines.append(f"{'':15} ASR %    {version:10} {value}  of {e['n']}")
+    for other, found in report.get("transfer", {}).items():
+        for task, by in found["asr"].items():
+            shown = "  ".join(f"{v} {100 * by[v]['value']:.1f}" for v in ("protected", "jpeg", "noise"))
+            lines.append(f"{task:15} ASR %    read by {other}: {shown}  of {by['protected']['n']}")
     return "\n".join(lines)
 
 
@@ -99,10 +112,41 @@ def _no_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@torch.no_grad()
-def _read(target: Target, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    batch = torch.cat([pictures[v] for v in VERSIONS]).to(target.mean.device)
-    return dict(zip(VERSIONS, target.encode_image(batch).cpu(), strict=True))
+def _encode(target: Target, pictures: Tensor) -> Tensor:
+    return target.encode_image(pictures.to(target.mean.device))
+
+
+def _successes(correct: Mapping[str, Correct]) -> dict[str, Any]:
+    """Scores, ASR among what is right on the plain codec, and the counts behind it."""
+    flips = {
+        task: {v: count_flips(by["backbone"], by[v], groups) for v in NULLS} for task, (by, groups) in correct.items()
+    }
+    return {
+        "score": {task: {v: float(c.float().mean()) for v, c in by.items()} for task, (by, _) in correct.items()},
+        "asr": {task: {v: flip_rate([f])._asdict() for v, f in by.items()} for task, by in flips.items()},
+        "flips": {task: {v: pack_flips(f) for v, f in by.items()} for task, by in flips.items()},
+    }
+
+
+def _other_denominators(correct: Mapping[str, Correct]) -> dict[str, Any]:
+    """ASR among what is right on the original, and among all samples: the second is the error rate itself."""
+    result: dict[str, Any] = {"asr_original": {}, "asr_all": {}}
+    for task, (by, groups) in correct.items():
+        for name, before in (("asr_original", by["original"]), ("asr_all", torch.ones_like(by["original"]))):
+            result[name][task] = {v: attack_success_rate(before, by[v], groups)._asdict() for v in NULLS}
+    return result
+
+
+def _recalls(
+    seen: Mapping[str, Tensor], captions: Sequence[tuple[str, ...]], texts: Texts
+) -> dict[str, dict[str, dict[str, float]]]:
+    """R@k of both directions, where the gallery has k items."""
+    result: dict[str, Any] = {}
+    for k in (k for k in RECALLS if k <= len(captions)):
+        for task, (by, _) in retrieval(seen, captions, texts, k).items():
+            for version, c in by.items():
+                result.setdefault(task, {}).setdefault(version, {})[str(k)] = float(c.float().mean())
+    return result
 
 
 def pack_flips(flips: Flips) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -19,7 +20,10 @@ COLOURS = {
     "full": "#1b9e77",
     "protected": "#d95f02",
     "wrong keyword": "#e7298a",
+    "jpeg": "#999999",
+    "noise": "#a6761d",
 }
+PLAIN_NAMES = {"backbone": "plain codec", "jpeg": "JPEG", "noise": "noise"}  # in legends
 STYLE = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
@@ -131,6 +135,39 @@ def answers(rows: Mapping[str, Sequence[tuple[str, Image.Image]]], marked: str, 
                 ax.set_yticks([])
                 ax.spines[:].set(visible=name == marked, linewidth=4, color=COLOURS["protected"])
         figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def against_rate(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], columns: int = 3, rate: str = "bpp"
+) -> Figure:
+    """Curves over the rate, a panel a measure, in the layout of the paper's Fig. 3 and 4.
+
+    Args:
+        panels: Title to curve to its points ``(bits per pixel, value)``; a curve named as in `COLOURS` has its colour.
+        columns: Panels side by side.
+        rate: What the horizontal axis says.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.5 * rows), squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.axis("off")
+        for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+            for name, points in curves.items():
+                style = "--" if name == "original" else ":" if name in ("jpeg", "noise") else "-"
+                width = 3.5 if name == "backbone" else 1.5  # seen below the full version, which lies upon it
+                ax.plot(*zip(*points, strict=True), style, marker="o", ms=3, lw=width, label=name, c=COLOURS.get(name))
+            ax.set_title(title)
+            ax.set_xlabel(rate)
+        named: dict[str, Artist] = {}
+        for ax in axes.flat:
+            named |= {name: line for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+        names = [PLAIN_NAMES.get(name, name) for name in named]
+        figure.legend(named.values(), names, loc="lower center", ncols=len(named), fontsize=8)
+        figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))  # the legend's line, below all panels
     plt.close(figure)
     return figure
 

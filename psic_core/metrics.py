@@ -74,6 +74,26 @@ def recall_at_k(scores: Float[Tensor, "queries items"], positives: Bool[Tensor, 
     return float(correct_at_k(scores, positives, k).float().mean())
 
 
+def balanced_accuracy(predicted: Bool[Tensor, "n a"], truth: Bool[Tensor, "n a"]) -> Float[Tensor, " a"]:
+    """Mean of sensitivity and specificity of each attribute: 0.5 for a constant answer, however rare the attribute.
+
+    Args:
+        predicted: What the model says of ``n`` pictures and ``a`` attributes.
+        truth: What holds.
+
+    Returns:
+        Values in [0, 1], in float64; NaN where all pictures have the attribute, or none.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)} differ in shape")
+    sensitivity = (predicted & truth).sum(0).double() / truth.sum(0)  # 0 / 0 is NaN
+    specificity = (~predicted & ~truth).sum(0).double() / (~truth).sum(0)
+    return (sensitivity + specificity) / 2
+
+
 def attack_success_rate(
     correct_before: Bool[Tensor, " n"],
     correct_after: Bool[Tensor, " n"],
@@ -86,8 +106,13 @@ def attack_success_rate(
     "Before" is the plain codec's reconstruction at the same rate. The same figure for the full version, for
     JPEG or for noise is its null: what any change of the pictures does.
 
+    Three denominators are in use, each by another ``correct_before``:
+        right on the plain codec's picture: the paper's; the codec's own errors do not count.
+        right on the original: errors of codec and attack together.
+        all samples (``torch.ones_like(correct_after)``): 1 - accuracy after, guesses included; never NaN.
+
     Args:
-        correct_before: Right on the reference.
+        correct_before: Right on the reference, or what else is to be counted.
         correct_after: Right on the version under test.
         groups: The picture that each sample belongs to (five captions, forty attributes); the bootstrap then
             draws pictures, because samples of one picture are not independent. ``None``: each its own.

@@ -131,3 +131,48 @@ def questions_loss(
 def naive_loss(image_features: Float[Tensor, "batch d"], text_features: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """The naive attack of Fig. 6: the mean cosine between each picture and its own caption, to be minimised."""
     return (image_features.float() * text_features.float()).sum(1).mean()
+
+
+def authors_loss(
+    image_features: Float[Tensor, "batch d"],
+    clean_features: Float[Tensor, "batch d"],
+    text_features: Float[Tensor, "batch d"],
+    s: float = 0.07,
+    tau: float = 0.1,
+    harmonic: bool = True,
+) -> Float[Tensor, ""]:
+    """What the authors' released code minimises in the place of Eq. 9; written anew from its published source.
+
+    It sorts the batch: a pair is *clean* where its own caption has the largest share of its evidence. Clean pairs get
+    the cosine to their own caption (the naive attack); *noisy* ones alone get a target, the caption of least evidence,
+    own one not excluded, and the mean of both directions' cross-entropies. With a good target nearly all pairs are
+    clean, so that this is the naive attack. Evidence is of symmetrised similarities, ``exp(tanh((S + S^T) / 2s) /
+    tau)``. Two faults of the source are not repeated: targets there count within the sub-batch and are looked up in
+    the whole one, and an empty kind gives NaN; here it counts nothing.
+
+    Args:
+        image_features: Unit features of x_hat_e.
+        clean_features: Unit features of x.
+        text_features: Unit features of the own captions.
+        s: Of the similarities, in the evidence and the cross-entropies.
+        tau: Of the evidence.
+        harmonic: Stage two: both kinds weighted by the other's share, ``2 c n / (c + n)``, gradients through the
+            weights included. Else stage one: ``10 c + n``.
+    """
+    own = torch.arange(len(image_features), device=image_features.device)
+    similarity = clean_features.float() @ text_features.float().T
+    e = torch.exp(torch.tanh((similarity + similarity.T) / (2 * s)) / tau)
+    clean = ((e + e.T) / (e + e.T).sum(1, keepdim=True)).argmax(1) == own
+    noisy, target = ~clean, e.argmin(1)
+    cosine = (image_features.float() * text_features.float()).sum(1)[clean]
+    logits = image_features.float() @ text_features.float().T / s
+    if not noisy.any():
+        return cosine.mean() * (1 if harmonic else 10)
+    n = sum(functional.cross_entropy(way[noisy], target[noisy]) for way in (logits, logits.T)) / 2
+    if not clean.any():
+        return n
+    c = cosine.mean()
+    if not harmonic:
+        return 10 * c + n
+    w_c, w_n = 1 / (c + 1e-8), 1 / (n + 1e-8)
+    return (w_c * c + w_n * n) / (w_c + w_n)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from psic_core import figures, tables
+from psic_core import charts, figures, tables
 from psic_core.checkpoints import load_checkpoint
 from psic_core.config import data_dir, repo_dir
 from psic_core.datasets.scenes import Scenes, contact_sheet
@@ -46,7 +46,7 @@ def main() -> int:
     """Rewrite both pages, or with ``--check`` say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is stale")
-    parser.add_argument("--pictures", action="store_true", help="make README's two pictures anew as well")
+    parser.add_argument("--pictures", action="store_true", help="make the pages' pictures anew as well")
     args = parser.parse_args()
     if args.pictures:
         make_pictures()
@@ -66,6 +66,11 @@ def pages() -> dict[Path, dict[str, str]]:
     return {
         repo_dir() / "README.md": {"results": tables.success_table(found), "rates": tables.rates_table(found)},
         results / "README.md": {
+            "recall": tables.recall_table(found),
+            "scores": tables.scores_table(found),
+            "denominators": tables.denominators_table(found),
+            "transfer": tables.transfer_table(found),
+            "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
             "kodak": tables.rd_table(json.loads((results / "rd-kodak.json").read_text())),
             "flickr8k-dev": tables.rd_table(json.loads((results / "rd-flickr8k-dev.json").read_text())),
             "keywords": tables.keywords_table(tables.audits(results)),
@@ -77,11 +82,13 @@ def pages() -> dict[Path, dict[str, str]]:
 
 
 def make_pictures() -> None:
-    """README's strip and contact sheet.
+    """README's strip and contact sheet, and the paper's Fig. 3 and 4 from our results.
 
     The strip shows the first held-out scene that the model reads rightly on the full version: chosen for what the
     codec leaves, not for what the protection does.
     """
+    results = data_dir() / "results"
+    found, captions = tables.reports(results), tables.reports(results, "captions")["flickr8k"]
     model, target, scenes = load_checkpoint("psic-q2"), load_target("lite-clip"), Scenes("test", 40, 160)
     names = target.encode_text([f"a photo of a {c}" for c in scenes.classes])
     for i in range(len(scenes)):
@@ -95,7 +102,10 @@ def make_pictures() -> None:
         if int(beliefs["full"].argmax()) == scenes[i].class_index:
             break
     notes = {v: f"“{scenes.classes[int(p.argmax())]}” {100 * float(p.max()):.0f} %" for v, p in beliefs.items()}
-    figures.save(figures.strip(versions, notes), data_dir() / "results" / "strip.png")
+    figures.save(figures.strip(versions, notes), results / "strip.png")
+    figures.save(charts.performance(found, captions), results / "performance.png")
+    figures.save(charts.success(found), results / "success.png")
+    figures.save(charts.fidelity(json.loads((results / "rd-kodak.json").read_text())), results / "fidelity.png")
     contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
 
 

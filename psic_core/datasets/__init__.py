@@ -1,1 +1,15 @@
 """Data sets: the embedded *scenes*, and real ones from a data root."""
+
+#: What `psic_core.eval_sets.eval_set` and ``--dataset`` take. It stands here because this file imports nothing.
+DATASETS = (
+    "scenes",
+    "flickr8k",
+    "flickr8k-dev",
+    "flickr8k-all",
+    "celeba",
+    "imagenet",
+    "kodak",
+    "photos",
+    "captioned",
+    "classes",
+)

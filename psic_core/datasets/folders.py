@@ -64,7 +64,7 @@ class Flickr8k(Folder):
         missing = [n for n in names if n not in captions]
         if missing:
             raise ValueError(f"{missing[0]!r} is in the {split} split but has no line in captions.txt")
-        self.files = [self.root / n for n in names]
+        self.files = _on_disk([self.root / n for n in names], "captions.txt")
         self.captions: tuple[tuple[str, ...], ...] = tuple(captions[n] for n in names)
 
     @staticmethod
@@ -75,19 +75,85 @@ class Flickr8k(Folder):
         return path.read_text().split()
 
 
+class CaptionedFolder(Folder):
+    """Any pictures with captions: a folder with a ``captions.csv`` or ``captions.txt``, the first that is there.
+
+    Its lines are ``image,caption`` below a header of these words, one or several for each picture. A name counts
+    from the folder, or from ``Images/`` in it (Flickr8k's layout). Pictures come in the order of the list; one
+    that the list leaves out is left out.
+
+    Args:
+        root: The folder.
+        size: As in `Folder`.
+
+    Raises:
+        FileNotFoundError: No folder, no list, or a picture of the list is not there.
+        ValueError: The list has another form.
+    """
+
+    def __init__(self, root: str | Path, size: int | None = None) -> None:
+        super().__init__(root, size)
+        path = next((p for n in ("captions.csv", "captions.txt") if (p := self.root / n).is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"no captions in {str(root)!r}: looked for captions.csv and captions.txt with the columns image,caption"
+            )
+        captions = read_captions(path)
+        first = next(iter(captions))
+        inside = not (self.root / first).is_file() and (self.root / "Images" / first).is_file()
+        base = self.root / "Images" if inside else self.root
+        self.files = _on_disk([base / name for name in captions], path.name)
+        self.captions: tuple[tuple[str, ...], ...] = tuple(captions.values())
+
+
 @lru_cache(maxsize=4)
 def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """``image,caption`` lines to the captions of each picture; quoted commas belong to the caption."""
+    """``image,caption`` lines to the captions of each picture, in the order of the file; errors as `read_rows`."""
     captions: dict[str, list[str]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"image", "caption"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: its first line must be image,caption, not {reader.fieldnames}")
-        for row in reader:
-            if row["caption"] is None:
-                raise ValueError(f"{path}: line {reader.line_num} is no image,caption: {row['image']!r}")
-            captions.setdefault(row["image"], []).append(row["caption"].strip())
+    for row in read_rows(path, "image", "caption"):
+        captions.setdefault(row["image"].strip(), []).append(row["caption"].strip())
     return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header line, in UTF-8; quoted commas belong to their field.
+
+    Args:
+        path: The file.
+        columns: What every row must have; other columns may stand beside them.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is no such file, or a row has a field too few, too many or empty; names the line.
+    """
+    wanted = ",".join(columns)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+            reader = csv.DictReader(file, strict=True)  # else an open quote swallows the rest of the file
+            header = reader.fieldnames or ()
+            rows = [(reader.line_num, row) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no CSV in UTF-8 with the columns {wanted}: {error}") from error
+    if not set(columns) <= set(header):
+        raise ValueError(f"{path}: its first line must name the columns {wanted}, not {','.join(header) or 'nothing'}")
+    if not rows:
+        raise ValueError(f"{path}: no line follows the columns {wanted}")
+    for line, row in rows:
+        if None in row or not all((row[c] or "").strip() for c in columns):
+            fields = list(row.values())
+            raise ValueError(f"{path}: line {line} is no {wanted}: {fields}; a field with commas needs quotes")
+    return [row for _, row in rows]
+
+
+def _on_disk(files: list[Path], listing: str) -> list[Path]:
+    """The files, if all are there."""
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(files)} pictures in {listing} are not there, the first is "
+            f"{str(missing[0])!r}; add them or take their lines out"
+        )
+    return files
 
 
 class CelebA(Folder):
@@ -114,17 +180,21 @@ class CelebA(Folder):
 
 
 class ImageNetFolder(Folder):
-    """ImageNet-style pictures with a ``classes.csv`` (``index,synset,class_name,file``)."""
+    """ImageNet-style pictures with a ``classes.csv`` (``index,class_name,file``; more columns may be there).
+
+    Classes stand in the order of their index; those of one name are one class, as no prompt tells them apart.
+    """
 
     def __init__(self, root: str | Path, size: int | None = None) -> None:
         super().__init__(root, size)
-        with (self.root / "classes.csv").open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if not {"index", "class_name", "file"} <= set(reader.fieldnames or ()):
-                raise ValueError(f"{file.name}: want the columns index,synset,class_name,file, got {reader.fieldnames}")
-            rows = sorted(reader, key=lambda row: int(row["index"]))
+        path = self.root / "classes.csv"
+        rows = read_rows(path, "index", "class_name", "file")
+        odd = [row["index"] for row in rows if not row["index"].strip().isdecimal()]
+        if odd:
+            raise ValueError(f"{path}: index {odd[0]!r} is no number; give each class its number, from 0")
+        rows.sort(key=lambda row: int(row["index"]))
         self.classes: tuple[str, ...] = tuple(dict.fromkeys(row["class_name"] for row in rows))
-        self.files = [self.root / row["file"] for row in rows]
+        self.files = _on_disk([self.root / row["file"] for row in rows], path.name)
         self.labels = torch.tensor([self.classes.index(row["class_name"]) for row in rows])
 
 

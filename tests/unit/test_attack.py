@@ -1,5 +1,6 @@
 """The attack on one batch: its pool of clean pairs, its masks, its wrong keys; no model is needed for that."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch.nn import functional
 from psic_core import attack, keys
 from psic_core.attack import attack_loss, pull, wrong_conditions
 from psic_core.config import TrainConfig
-from psic_core.objectives import naive_loss, uaeo_loss
+from psic_core.objectives import authors_loss, naive_loss, questions_loss, uaeo_loss
 from psic_core.pairs import Pairs
 
 INDEX = torch.tensor([7, 0, 4, 1])
@@ -122,6 +123,67 @@ def test_the_naive_objective_is_the_similarity_to_the_own_caption(pairs: Pairs, 
     assert naive == naive_loss(features, text)
     assert logged == {"cos_own": row["cos_own"]}
     assert loss != naive
+
+
+def test_questions_add_their_weight(pairs: Pairs):
+    features, answers = unit(4, 16, seed=5), unit(3, 2, 16, seed=6)
+    plain, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(0))
+    loss, row = attack_loss(features, pairs, INDEX, replace(CONFIG, questions=3.0), rng(0), answers)
+    asked = questions_loss(features, pairs.image_features[INDEX], answers, 0.2)
+    assert float(loss) == pytest.approx(float(plain + 3 * asked))
+    assert row["l_questions"] == pytest.approx(float(asked))
+
+
+def test_the_literal_objective_masks_nothing(pairs: Pairs, asked: list[dict]):
+    attack_loss(unit(4, 16), pairs, INDEX, replace(CONFIG, objective="literal"), rng(0))
+    assert not asked[0]["mask"].any()
+
+
+def test_random_targets_are_others_captions_and_all_of_them(pairs: Pairs, asked: list[dict], monkeypatch):
+    seen, config = [], replace(CONFIG, objective="random_target", pool=12)
+    monkeypatch.setattr(attack, "uaeo_loss", lambda f, t, target, *a: seen.append((t, target)) or f.sum())
+    drawn = set()
+    for seed in range(60):
+        attack_loss(unit(4, 16), pairs, INDEX, config, rng(seed))
+        text, target = seen[-1]
+        assert (target != torch.arange(4)).all()
+        equal = (text[target] == text[:4]).all(1)
+        assert not equal.any()  # an equal caption of another picture is no other caption
+        drawn |= set(target.tolist())
+    assert asked == []  # no evidence is asked
+    assert drawn == set(range(12))
+
+
+def test_a_pool_of_equal_captions_pulls_to_the_own(pairs: Pairs, monkeypatch):
+    seen = []
+    monkeypatch.setattr(attack, "uaeo_loss", lambda f, t, target, *a: seen.append(target) or f.sum())
+    config = replace(CONFIG, objective="random_target", pool=2)
+    same = replace(pairs, caption_ids=torch.zeros_like(pairs.caption_ids))
+    attack_loss(unit(2, 16), same, INDEX[:2], config, rng(0))
+    assert seen[0].max() < 2
+
+
+@pytest.mark.parametrize(("preset", "s", "tau"), [("none", 0.2, 0.5), ("decl", 1.0, 0.1), ("authors", 0.07, 0.1)])
+def test_a_preset_sets_both_temperatures_of_the_evidence(preset, s, tau, pairs: Pairs, asked: list[dict]):
+    loss, _ = attack_loss(unit(4, 16, seed=5), pairs, INDEX, replace(CONFIG, preset=preset, row_only=True), rng(0))
+    assert asked[0]["args"] == (s, tau)
+    assert asked[0]["row_only"]
+    again = uaeo_loss(unit(4, 16, seed=5), asked[0]["text"], asked[0]["answer"][:4], 0.2, CONFIG.direction)
+    assert loss == again  # Eq. 9 keeps its own s
+
+
+@pytest.mark.parametrize(("stage", "harmonic"), [("one", False), ("two", True)])
+def test_the_authors_objective_has_its_own_batch(stage: str, harmonic: bool, pairs: Pairs):
+    features, config = unit(4, 16, seed=5), replace(CONFIG, objective="authors", stage=stage)
+    loss, row = attack_loss(features, pairs, INDEX, config, rng(0))
+    chosen = itertools.product(range(2), repeat=4)  # one caption of each picture was drawn
+    assert any(authors(features, pairs, list(choice), harmonic) == loss for choice in chosen)
+    assert set(row) == {"cos_own"}
+
+
+def authors(features: Tensor, pairs: Pairs, choice: list[int], harmonic: bool) -> Tensor:
+    text = pairs.text_features[INDEX, torch.tensor(choice)]
+    return authors_loss(features, pairs.image_features[INDEX], text, harmonic=harmonic)
 
 
 def test_gradients_reach_every_picture_of_the_batch(pairs: Pairs):

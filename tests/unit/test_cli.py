@@ -238,7 +238,9 @@ def test_evaluate_reads_a_folder_of_photos(photo: Path, shipped: Path, tmp_path:
 
 def test_photos_take_a_class_list_of_the_users(photo: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda model, plain, data, target: seen.append(data.classes) or {})
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda model, plain, data, target, cache: seen.append(data.classes) or {}
+    )
     monkeypatch.setattr(evaluation, "table", lambda report: "")
     names = photo.with_name("classes.txt")
     names.write_text("cat\n\n big dog \n")

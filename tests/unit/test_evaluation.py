@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.scenes import Scenes
-from psic_core.eval_sets import DATASETS, EvalSet, eval_set
+from psic_core.eval_sets import EvalSet, eval_set
 from psic_core.evaluation import NULLS, evaluate, table, write_json
 from psic_core.images import round_to_8_bits
 from psic_core.metrics import psnr
@@ -334,82 +333,10 @@ def test_json_knows_no_nan_and_keeps_words_that_contain_it(report: dict, tmp_pat
     assert found["psnr"] == pytest.approx(report["psnr"])
 
 
-# --- data sets by name ------------------------------------------------------------------------------
-
-
-def test_scenes_by_name_are_the_held_out_ones():
-    found = eval_set("scenes", limit=3, size=64)
-    scene = Scenes("test", 3, 64)[2]
-    assert (found.name, found.size) == ("scenes", 3)
-    assert torch.equal(found.picture(2), scene.image)
-    assert found.captions[2] == scene.captions
-    assert found.classes[found.labels[2]] == scene.class_name
-    assert torch.equal(found.attributes[2], scene.attributes)
-
-
-def paint(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (70, 50), (200, 100, 0)).save(path)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A data root with two pictures of everything."""
+def test_pictures_of_any_size_are_evaluated(model: PSIC, plain: PSIC, target: Target, tmp_path: Path):
     for i in range(2):
-        paint(tmp_path / "flickr8k" / "Images" / f"{i}.jpg")
-        paint(tmp_path / "celeba" / "img_align_celeba" / f"{i}.jpg")
-        paint(tmp_path / "imagenet_sample" / f"{i}.jpg")
-    rows = [f"{i}.jpg,caption {j} of {i}" for i in range(2) for j in range(5)]
-    (tmp_path / "flickr8k" / "captions.txt").write_text("\n".join(["image,caption", *rows]))
-    (tmp_path / "flickr8k" / "splits").mkdir()
-    (tmp_path / "flickr8k" / "splits" / "Flickr_8k.testImages.txt").write_text("0.jpg\n1.jpg\n")
-    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("2\nWearing_Hat Young\n0.jpg 1 -1\n1.jpg -1 -1\n")
-    lines = "index,synset,class_name,file\n4,n0,hen,0.jpg\n9,n1,tench,1.jpg\n"
-    (tmp_path / "imagenet_sample" / "classes.csv").write_text(lines)
-    return tmp_path
-
-
-@pytest.mark.parametrize("limit", [None, 1, 9])
-def test_real_data_sets_by_name(limit: int | None, root: Path):
-    n = 1 if limit == 1 else 2
-    flickr = eval_set("flickr8k", root, limit, 64)
-    assert (flickr.size, len(flickr.captions), flickr.picture(0).shape) == (n, n, (3, 64, 64))
-    celeba = eval_set("celeba", root, limit, 64)
-    assert celeba.attributes.tolist() == [[True, False], [False, False]][:n]
-    assert "wearing hat" in celeba.attribute_prompts[0][0]
-    imagenet = eval_set("imagenet", root, limit, 64)
-    assert (imagenet.classes, imagenet.labels.tolist()) == (("hen", "tench"), [0, 1][:n])
-    photos = eval_set("photos", root / "celeba" / "img_align_celeba", limit)
-    assert (photos.size, photos.picture(0).shape, photos.labels) == (n, (3, 50, 70), None)
-    assert photos.classes
-
-
-@pytest.mark.parametrize(
-    ("name", "limit", "says"),
-    [("coco", None, "unknown data set 'coco'.*photos"), ("scenes", 0, "limit 0"), ("photos", -1, "limit -1")],
-)
-def test_names_and_limits_that_do_not_fit_are_named(name: str, limit: int | None, says: str, root: Path):
-    with pytest.raises(ValueError, match=says):
-        eval_set(name, root, limit)
-
-
-@pytest.mark.parametrize(("name", "classes"), [("scenes", ["cat", "dog"]), ("photos", ["cat"]), ("photos", [])])
-def test_class_lists_that_do_not_fit_are_named(name: str, classes: list[str], root: Path):
-    with pytest.raises(ValueError, match=f"{len(classes)} classes for '{name}'"):
-        eval_set(name, root, classes=classes)
-
-
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "scenes"])
-def test_data_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("PSIC_DATA_ROOT", raising=False)
-    with pytest.raises(FileNotFoundError, match="data root"):
-        eval_set(name)
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        eval_set(name, tmp_path)
-
-
-def test_pictures_of_any_size_are_evaluated(model: PSIC, plain: PSIC, target: Target, root: Path):
-    photos = replace(eval_set("photos", root / "flickr8k"), classes=("cat", "dog"))
+        Image.new("RGB", (70, 50), (200, 100, 80 * i)).save(tmp_path / f"{i}.jpg")
+    photos = eval_set("photos", tmp_path, classes=("cat", "dog"))
     report = evaluate(model, plain, photos, target)
     assert set(report["score"]) == {"classification"}
     assert report["score"]["classification"]["original"] == 1.0

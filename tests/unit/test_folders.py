@@ -8,7 +8,17 @@ import torch
 from PIL import Image
 
 from psic_core.config import data_root
-from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder, in_memory, read_captions, square
+from psic_core.datasets.folders import (
+    CaptionedFolder,
+    CelebA,
+    Flickr8k,
+    Folder,
+    ImageNetFolder,
+    in_memory,
+    read_captions,
+    square,
+)
+from psic_core.datasets.labelled import ClassFolders, class_names, labelled
 from psic_core.datasets.scenes import Scenes
 
 
@@ -123,11 +133,74 @@ def test_missing_captions_are_named(flickr: Path):
         Flickr8k(flickr)
 
 
-@pytest.mark.parametrize("text", ["1.jpg,a dog\n", "file;text\n1.jpg;a dog\n", "image,caption\n1.jpg\n"])
+def test_a_picture_of_a_split_that_is_not_there_is_named(flickr: Path):
+    (flickr / "Images" / "1.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 pictures in captions\.txt.*1\.jpg"):
+        Flickr8k(flickr, "train")
+
+
+# --- captions of any folder -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "image,caption\n",
+        "1.jpg,a dog\n",
+        "file;text\n1.jpg;a dog\n",
+        "image,caption\n1.jpg\n",
+        "image,caption\n1.jpg,\n",
+        "image,caption\n,a dog\n",
+        "image,caption\n1.jpg,a dog, asleep\n",
+        'image,caption\n1.jpg,"a dog\n2.jpg,a cat\n',
+        "image,caption\n1.jpg,a caf\xe9\n",
+    ],
+)
 def test_captions_in_another_form_are_refused(text: str, tmp_path: Path):
-    (tmp_path / "captions.txt").write_text(text)
+    (tmp_path / "captions.txt").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"captions\.txt.*image,caption"):
         read_captions(tmp_path / "captions.txt")
+
+
+def test_the_line_without_a_caption_is_named(tmp_path: Path):
+    (tmp_path / "captions.csv").write_text("image,caption\n1.jpg,a dog\n\n1.jpg\n")
+    with pytest.raises(ValueError, match="line 4 .*'1.jpg', None.*needs quotes"):
+        read_captions(tmp_path / "captions.csv")
+
+
+def test_captions_with_a_byte_order_mark_and_more_columns_are_read(tmp_path: Path):
+    text = "split,image,caption\ntest,1.jpg, un caf\xe9 \n,1.jpg,coffee\n"
+    (tmp_path / "captions.csv").write_text(text, encoding="utf-8-sig")
+    assert read_captions(tmp_path / "captions.csv") == {"1.jpg": ("un caf\xe9", "coffee")}
+
+
+def test_a_captioned_folder_is_its_list_in_the_lists_order(tmp_path: Path):
+    for name in ("a.jpg", "deep/b.jpg", "c.jpg"):
+        paint(tmp_path / name)
+    (tmp_path / "captions.csv").write_text("image,caption\ndeep/b.jpg,one\na.jpg,two\ndeep/b.jpg,three\n")
+    (tmp_path / "captions.txt").write_text("image,caption\nc.jpg,not read\n")
+    data = CaptionedFolder(tmp_path, 20)
+    assert [p.name for p in data.files] == ["b.jpg", "a.jpg"]
+    assert data.captions == (("one", "three"), ("two",))
+    assert data[1].shape == (3, 20, 20)
+
+
+def test_a_captioned_folder_may_keep_its_pictures_as_flickr8k_does(flickr: Path):
+    assert CaptionedFolder(flickr).files == Flickr8k(flickr, "all").files
+
+
+def test_a_folder_without_captions_says_what_was_looked_for(tmp_path: Path):
+    paint(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError, match=r"captions\.csv and captions\.txt with the columns image,caption"):
+        CaptionedFolder(tmp_path)
+
+
+def test_captions_of_absent_pictures_are_named(tmp_path: Path):
+    paint(tmp_path / "a.jpg")
+    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,one\nb.jpg,two\nc.jpg,three\n")
+    with pytest.raises(FileNotFoundError, match=r"2 of the 3 pictures in captions\.txt.*b\.jpg"):
+        CaptionedFolder(tmp_path)
 
 
 # --- CelebA -----------------------------------------------------------------------------------------
@@ -193,8 +266,109 @@ def test_a_missing_or_foreign_class_list_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"classes\.csv"):
         ImageNetFolder(tmp_path)
     (tmp_path / "classes.csv").write_text("name,path\ntench,x.jpg\n")
-    with pytest.raises(ValueError, match=r"classes\.csv.*index,synset,class_name,file"):
+    with pytest.raises(ValueError, match=r"classes\.csv.*index,class_name,file"):
         ImageNetFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "says"),
+    [
+        ("one,tench,x.jpg", ValueError, "index 'one' is no number"),
+        ("1,,x.jpg", ValueError, "line 2 is no index,class_name,file"),
+        ("1,tench,y.jpg", FileNotFoundError, r"1 of the 1 pictures in classes\.csv.*y\.jpg"),
+    ],
+)
+def test_a_line_of_the_class_list_that_does_not_fit_is_named(
+    row: str, error: type[Exception], says: str, tmp_path: Path
+):
+    paint(tmp_path / "x.jpg")
+    (tmp_path / "classes.csv").write_text(f"index,class_name,file\n{row}\n")
+    with pytest.raises(error, match=says):
+        ImageNetFolder(tmp_path)
+
+
+# --- a folder for each class ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    """Three birds, one tench and two hens, in folders named by their synsets."""
+    for name in ("n02012849/a", "n02012849/b", "n02012849/c", "n01440764/a", "n01514859/a", "n01514859/z"):
+        paint(tmp_path / f"{name}.jpg")
+    return tmp_path
+
+
+WORDS = "n01440764 tench, Tinca tinca\nn01514859 hen\n\nn02012849 crane\nn03126707 crane\n"
+
+
+def test_class_folders_take_turns(animals: Path):
+    (animals / "synset_words.txt").write_text(WORDS)
+    data = ClassFolders(animals, 20)
+    assert data.classes == ("tench", "hen", "crane")
+    assert [f"{p.parent.name[-2:]}{p.stem}" for p in data.files] == ["64a", "59a", "49a", "59z", "49b", "49c"]
+    assert data.labels.tolist() == [0, 1, 2, 1, 2, 2]
+    assert data[5].shape == (3, 20, 20)
+
+
+def test_folders_of_one_class_name_are_one_class(animals: Path):
+    paint(animals / "n03126707" / "a.jpg")
+    (animals / "LOC_synset_mapping.txt").write_text(WORDS)
+    data = ClassFolders(animals)
+    assert data.classes == ("tench", "hen", "crane")
+    assert data.labels.tolist() == [0, 1, 2, 2, 1, 2, 2]
+
+
+def test_class_names_come_from_a_table_before_a_word_list(animals: Path):
+    (animals / "synset_words.txt").write_text(WORDS)
+    rows = ["class_name,synset", '"hen, brown",n01514859', "fish,n01440764", "crane bird,n02012849"]
+    (animals / "classes.csv").write_text("\n".join(rows))
+    assert labelled(animals).classes == ("fish", "hen, brown", "crane bird")
+
+
+def thousand() -> list[str]:
+    """As many names as ImageNet has synsets, with its first and last, and crane the bird in its place."""
+    names = [f"n{1440764 + i:08}" for i in range(134)] + [f"n{2012849 + i:08}" for i in range(865)]
+    return [*names, "n15075141"]
+
+
+def test_the_thousand_synsets_have_clips_names(tmp_path: Path):
+    names = class_names(tmp_path, thousand())
+    assert (len(names), names[0], names[134], names[999]) == (1000, "tench", "crane bird", "toilet paper")
+    lines = [f"{synset} word {i}, another" for i, synset in enumerate(thousand())]
+    (tmp_path / "synset_words.txt").write_text("\n".join(reversed(lines)))
+    assert class_names(tmp_path, ["n02012849"]) == ["crane bird"]
+    (tmp_path / "synset_words.txt").write_text("\n".join(lines[:-1]))
+    assert class_names(tmp_path, ["n02012849"]) == ["word 134"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (None, r"'n01440764' is a synset.*classes\.csv.*synset,class_name.*synset_words\.txt and LOC_synset_mapping"),
+        ("n01440764 tench\n", r"synset_words\.txt has no line for the folder 'n01514859'"),
+        ("n01440764\n", r"synset_words\.txt: 'n01440764' has no words"),
+    ],
+)
+def test_synsets_that_nobody_translates_are_named(words: str | None, says: str, animals: Path):
+    if words:
+        (animals / "synset_words.txt").write_text(words)
+    with pytest.raises(ValueError, match=says):
+        ClassFolders(animals)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("a.jpg", "b.jpg"), r"a\.jpg' lies elsewhere"),
+        (("cat/a.jpg", "dog/young/b.jpg"), r"b\.jpg' lies elsewhere"),
+        (("cat/a.jpg", "cat/b.jpg"), "all lie in 'cat'"),
+    ],
+)
+def test_an_unknown_layout_says_what_was_looked_for(names: tuple[str, ...], says: str, tmp_path: Path):
+    for name in names:
+        paint(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"classes\.csv with the columns index,class_name,file.*one for each.*{says}"):
+        labelled(tmp_path)
 
 
 # --- the data root ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from psic_core.metrics import attack_success_rate, bits_per_pixel, correct_at_k, psnr, recall_at_k
+from psic_core.metrics import attack_success_rate, balanced_accuracy, bits_per_pixel, correct_at_k, psnr, recall_at_k
 
 
 def flags(*values: int) -> Tensor:
@@ -237,3 +237,56 @@ def test_asr_does_not_touch_the_global_generator():
     torch.manual_seed(3)
     attack_success_rate(*sample(20, 0.4))
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_each_denominator_is_another_reference():
+    plain, original, after = flags(1, 1, 1, 0, 0), flags(1, 1, 1, 1, 0), flags(1, 0, 0, 0, 1)
+    everything = torch.ones_like(after)
+    found = [attack_success_rate(before, after) for before in (plain, original, everything)]
+    assert [(round(e.value, 9), e.n) for e in found] == [(round(2 / 3, 9), 3), (0.75, 4), (0.6, 5)]
+    assert found[2].value == pytest.approx(1 - float(after.float().mean()))
+
+
+# --- balanced accuracy ------------------------------------------------------------------------------
+
+
+def balanced_by_hand(predicted: list[bool], truth: list[bool]) -> float:
+    """The mean share of right answers among the pictures that have the attribute and among those that do not."""
+    shares = []
+    for kind in (True, False):
+        of_kind = [p == t for p, t in zip(predicted, truth, strict=True) if t is kind]
+        shares.append(sum(of_kind) / len(of_kind) if of_kind else math.nan)
+    return sum(shares) / 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_accuracy_is_what_a_loop_gives(seed: int):
+    rng = torch.Generator().manual_seed(seed)
+    rare = torch.tensor([0.02, 0.1, 0.5, 0.9, 0.0, 1.0])  # the last two have one kind only
+    truth = torch.rand(30, 6, generator=rng) < rare
+    predicted = torch.rand(30, 6, generator=rng) < 0.5
+    expected = [balanced_by_hand(predicted[:, a].tolist(), truth[:, a].tolist()) for a in range(6)]
+    found = balanced_accuracy(predicted, truth)
+    assert (found.shape, found.dtype) == ((6,), torch.float64)
+    assert found.tolist() == pytest.approx(expected, nan_ok=True)
+    assert found.isnan()[4:].all()
+
+
+def test_a_constant_answer_is_worth_one_half_however_rare_the_attribute():
+    truth = torch.zeros(100, 2, dtype=torch.bool)
+    truth[:3] = True
+    says = torch.tensor([True, False]).expand(100, 2)
+    assert balanced_accuracy(says, truth).tolist() == [0.5, 0.5]
+    assert balanced_accuracy(truth, truth).tolist() == [1.0, 1.0]
+    assert balanced_accuracy(~truth, truth).tolist() == [0.0, 0.0]
+
+
+def test_balanced_accuracy_of_no_pictures_is_no_number():
+    nothing = torch.zeros(0, 3, dtype=torch.bool)
+    assert balanced_accuracy(nothing, nothing).isnan().all()
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_balanced_accuracy_names_both_shapes_where_they_differ():
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 1\)"):
+        balanced_accuracy(torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool))

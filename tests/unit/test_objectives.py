@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from psic_core.evidence import targets
-from psic_core.objectives import naive_loss, rate_distortion_loss, uaeo_loss
+from psic_core.objectives import authors_loss, naive_loss, questions_loss, rate_distortion_loss, uaeo_loss
 
 # Similarities whose softmax is a ratio of whole numbers: c = s ln w, three pictures by four captions.
 WEIGHTS = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 1.0, 3.0], [3.0, 1.0, 1.0, 1.0]])
@@ -185,6 +185,55 @@ def test_bad_option_of_uaeo_is_refused(options: dict, says: str, unchecked_shape
 
 
 # --- naive -----------------------------------------------------------------------------------------
+
+
+def test_a_question_pulls_to_the_answer_that_the_clean_picture_doubts():
+    yes, no = torch.eye(4)[0], torch.eye(4)[1]
+    answers = torch.stack([torch.stack([yes, no]), torch.stack([no, yes])])  # the second asks the other way round
+    clean = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])  # the first says yes, the second no
+    wrong, right = clean.flip(0), clean
+    s = 0.5
+    assert float(questions_loss(wrong, clean, answers, s)) == pytest.approx(math.log(1 + math.exp(-1 / s)), rel=1e-5)
+    assert float(questions_loss(right, clean, answers, s)) == pytest.approx(math.log(1 + math.exp(1 / s)), rel=1e-5)
+
+
+def test_answers_that_are_equally_near_cost_log_2():
+    answers = unit(6, 8, 3).reshape(3, 2, 8)
+    answers[:, 1] = answers[:, 0]
+    assert float(questions_loss(unit(4, 8, 1), unit(4, 8, 2), answers)) == pytest.approx(math.log(2))
+
+
+def test_authors_loss_of_clean_pairs_is_the_naive_one():
+    text = torch.eye(4)[:3]
+    x_hat = unit(3, 4, 1)
+    cosine = naive_loss(x_hat, text)
+    assert authors_loss(x_hat, text, text) == pytest.approx(float(cosine))
+    assert authors_loss(x_hat, text, text, harmonic=False) == pytest.approx(10 * float(cosine))
+
+
+def test_authors_loss_pulls_noisy_pairs_both_ways():
+    text = torch.eye(3)
+    clean = text[[1, 2, 0]]  # no picture fits its own caption
+    x_hat, s = unit(3, 3, 1), 0.5
+    logits = x_hat @ text.T / s
+    sym = (clean @ text.T + (clean @ text.T).T) / 2
+    target = sym.argmin(1)  # monotone in the evidence; the own caption is the least likely one, and not excluded
+    assert target.tolist() == [0, 1, 2]
+    both = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+    assert authors_loss(x_hat, clean, text, s) == pytest.approx(float(both / 2))
+
+
+@pytest.mark.parametrize("harmonic", [True, False])
+def test_authors_loss_of_both_kinds(harmonic: bool):
+    text = torch.eye(4)
+    clean = text[[0, 1, 3, 2]]  # two fit, two do not
+    x_hat, s = functional.normalize(unit(4, 4, 2).abs(), dim=1), 0.3
+    logits, noisy = x_hat @ text.T / s, torch.tensor([2, 3])
+    target = ((clean @ text.T + clean.T @ text) / 2).argmin(1)[noisy]
+    c = float((x_hat * text).sum(1)[:2].mean())
+    n = float(functional.cross_entropy(logits[noisy], target) + functional.cross_entropy(logits.T[noisy], target)) / 2
+    wanted = 2 * c * n / (c + n) if harmonic else 10 * c + n
+    assert float(authors_loss(x_hat, clean, text, s, harmonic=harmonic)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_naive_by_hand():

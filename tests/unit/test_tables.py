@@ -1,12 +1,14 @@
 """The tables of README and cards say what the files say."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from psic_core import tables
+from psic_core import charts, tables
 from psic_core.checkpoints import save_checkpoint
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
@@ -17,12 +19,16 @@ from psic_core.metrics import count_flips
 def report(quality: int, share: float) -> dict:
     """A data set of 40 pictures, all right on the plain codec, of which the protected version loses a share."""
     before = torch.ones(40, dtype=torch.bool)
+    recalls = {"1": 0.1 * quality, "5": 0.5, "10": 0.9}
     lost = {v: torch.arange(40) < 40 * (share if v in ("protected", "wrong_key") else 0) for v in NULLS}
     return {
         "dataset": "scenes", "n": 40, "bpp": 0.1 * quality, "bpp_backbone": 0.1 * quality,
         "psnr": {"backbone": 25.0 + quality, "full": 25.0 + quality, "protected": 24.5 + quality},
         "score": {"i2t": {"backbone": 0.5 + 0.1 * quality}},
         "asr": {"i2t": {v: {"value": float(m.float().mean()), "ci95": [0, 1], "n": 40} for v, m in lost.items()}},
+        "asr_original": {"i2t": {"protected": {"value": share / 2}}},
+        "asr_all": {"i2t": {"protected": {"value": 0.5 + share / 2}}},
+        "recall": {"i2t": {v: recalls for v in ("original", "backbone", "protected")}},
         "flips": {"i2t": {v: pack_flips(count_flips(before, ~m)) for v, m in lost.items()}},
     }  # fmt: skip
 
@@ -45,7 +51,7 @@ def test_success_is_the_mean_over_the_rates(folder: Path):
     assert protected.startswith("**75.0** [")
     assert wrong.startswith("75.0 [")
     assert full == jpeg == "0.0 [0.0, 0.0]"
-    assert paper == "72.3"
+    assert paper == "–"  # the paper knows no scenes
 
 
 def test_each_rate_has_its_row(folder: Path):
@@ -60,6 +66,110 @@ def test_a_full_version_that_is_not_the_plain_codecs_is_said_so(folder: Path):
     found = tables.reports(folder)
     found["scenes"][1]["psnr"]["backbone"] = 26.3
     assert "26.00 dB (full)" in tables.rates_table(found)
+
+
+def test_the_papers_figure_stands_beside_its_own_kind_of_pictures(folder: Path):
+    found = tables.reports(folder)
+    row = tables.success_table({"flickr8k": found["scenes"]}).splitlines()[-1]
+    assert cells(row)[-1] == "72.3"
+
+
+def test_three_denominators(folder: Path):
+    row = tables.denominators_table(tables.reports(folder)).splitlines()[-1]
+    assert cells(row)[2:] == ["75.0", "37.5", "87.5"]
+
+
+def test_recalls_are_means_over_the_rates(folder: Path):
+    row = tables.recall_table(tables.reports(folder)).splitlines()[-1]
+    assert cells(row) == ["scenes", "image→text", *["15.0 / 50.0 / 90.0"] * 3]
+
+
+def test_accuracies_have_a_balanced_row(folder: Path):
+    found = tables.reports(folder)
+    for quality, r in found["scenes"].items():
+        r["score"]["attributes"] = dict.fromkeys(("original", "backbone", "full", "protected"), 0.2 * quality)
+        r["balanced"] = dict.fromkeys(("original", "backbone", "full", "protected", "wrong_key", "jpeg", "noise"), 0.5)
+    lines = tables.scores_table(found).splitlines()[2:]
+    assert [cells(line)[1] for line in lines] == ["attributes", "attributes, balanced"]
+    assert cells(lines[0])[2:] == ["30.0"] * 4 + ["–"] * 3  # what a report does not have is no zero
+    assert cells(lines[1])[2:] == ["50.0"] * 7
+
+
+def test_transfer_names_each_reader(folder: Path):
+    found = tables.reports(folder)
+    for r in found["scenes"].values():
+        other = report(1, 0.25)
+        r |= {"target": "attacked", "transfer": {"another": {key: other[key] for key in ("score", "asr", "flips")}}}
+    one, two = (cells(line) for line in tables.transfer_table(found).splitlines()[2:])
+    assert [one[2], two[2]] == ["attacked", "another"]
+    assert [one[3], two[3]] == ["65.0 %", "60.0 %"]
+    assert [row[4].split()[0] for row in (one, two)] == ["**75.0**", "**25.0**"]
+
+
+def test_data_sets_stand_in_one_order_and_kinds_apart(folder: Path):
+    for name in ("kodak", "flickr8k"):
+        (folder / f"psic-q1-{name}.json").write_text(json.dumps(report(1, 0.5) | {"dataset": name}))
+    (folder / "captions-q1-scenes.json").write_text(json.dumps(report(1, 0.25)))
+    assert list(tables.reports(folder)) == ["flickr8k", "scenes", "kodak"]
+    assert tables.reports(folder, "captions")["scenes"][1]["asr"]["i2t"]["protected"]["value"] == 0.25
+    assert tables.reports(folder, "nothing") == {}
+
+
+def captioned(cider: float, spice: float | None) -> dict:
+    scores = {f"bleu{n}": 0.5 / n for n in (1, 2, 3, 4)} | {"cider": cider, "spice": spice}
+    return {
+        "bpp": 0.5, "scores": dict.fromkeys(("original", "backbone", "full", "protected"), scores),
+        "cider_loss": {"full": {"value": 0.0}, "protected": {"value": 0.4}},
+        "same_as_backbone": {"full": 1.0, "protected": 0.25},
+    }  # fmt: skip
+
+
+def test_captions_by_version():
+    found = {1: captioned(0.4, None), 2: captioned(0.6, 0.1)}
+    head, _, *rows = tables.captions_table(found).splitlines()
+    assert "SPICE" not in head  # one rate has none
+    assert cells(rows[0]) == ["original", "50.0", "25.0", "16.7", "12.5", "50.0", "–", "–"]
+    assert cells(rows[3])[-2:] == ["40.0 %", "25 %"]
+    assert "SPICE" in tables.captions_table({1: captioned(0.4, 0.1)}).splitlines()[0]
+
+
+# --- charts -----------------------------------------------------------------------------------------
+
+
+def lines(figure: Figure) -> dict[str, dict[str, list]]:
+    """What each panel draws: title, curve, points."""
+    return {
+        ax.get_title(): {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+        for ax in figure.axes
+        if ax.lines
+    }
+
+
+def test_charts_draw_what_the_reports_say(folder: Path):
+    found = {"flickr8k": tables.reports(folder)["scenes"]}
+    for r in found["flickr8k"].values():
+        r["score"] = {"i2t": dict.fromkeys(charts.VERSIONS, 0.5), "t2i": dict.fromkeys(charts.VERSIONS, 0.4)}
+        r["asr"]["t2i"] = r["asr"]["i2t"]
+    drawn = lines(charts.performance(found, {1: captioned(0.4, None)}))
+    assert len(drawn) == 4
+    assert drawn["image→text, Flickr8k (%)"]["protected"] == [[0.1, 50.0], [0.2, 50.0]]
+    assert drawn["captions, CIDEr (%)"]["full"] == [[0.5, 40.0]]
+    found["flickr8k"][2]["asr"]["i2t"]["jpeg"]["value"] = None  # nothing was right to begin with
+    drawn = lines(charts.success(found))["ASR image→text, Flickr8k (%)"]
+    assert drawn["protected"] == [[0.1, 50.0], [0.2, 100.0]]
+    assert math.isnan(drawn["jpeg"][1][1])
+
+
+def test_the_fidelity_chart_has_a_panel_a_measure():
+    def point(bpp: float) -> dict:
+        return {c: {"bpp": bpp, "psnr": 30 + bpp, "ms_ssim": 0.9} for c in ("plain", "full", "protected")}
+
+    rd = {"dataset": "kodak", "points": {"q1": point(0.2), "q2": point(0.4)}}
+    drawn = lines(charts.fidelity(rd))
+    assert set(drawn) == {"PSNR (dB)", "MS-SSIM"}
+    assert drawn["PSNR (dB)"]["full"] == [[0.2, 30.2], [0.4, 30.4]]
+    beside = lines(charts.fidelity(rd | {"published": {"bpp": [0.1, 0.3, 0.9], "psnr": [27, 31, 36]}}))
+    assert beside["PSNR (dB)"]["CompressAI, published"] == [[0.1, 27.0], [0.3, 31.0]]  # no further than our curve
 
 
 def test_phases_that_several_checkpoints_share_stand_once(tmp_path: Path):

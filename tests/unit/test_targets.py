@@ -30,6 +30,11 @@ def towers() -> Target:
     return lite_clip_towers()
 
 
+@pytest.fixture(scope="module")
+def towers2() -> Target:
+    return lite_clip_towers("lite2-clip")
+
+
 @pytest.fixture
 def unchecked_shapes() -> Iterator[None]:
     """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
@@ -154,6 +159,24 @@ def test_the_image_tower_is_imagenets(name: str, wanted: set[str], towers: Targe
     assert logits.softmax(1).max() > 0.2
 
 
+@torch.no_grad()
+def test_lite2s_image_tower_is_imagenets_and_another(towers: Target, towers2: Target):
+    classifier = lite_classifier(2)
+    for name, wanted in (("chelsea", CATS), ("coffee", CUPS)):
+        pooled = towers2.model.visual.trunk(towers2.preprocess(photo(name)))
+        (best,) = classifier(pooled).argmax(1).tolist()
+        assert IMAGENET_CLASSNAMES[best] in wanted
+        assert classifier(pooled).softmax(1).max() > 0.2
+        other = towers.model.visual.trunk(towers.preprocess(photo(name)))
+        assert torch.cosine_similarity(pooled, other).abs() < 0.5
+    assert (towers2.name, towers2.size) == ("lite2-clip", LITE_SIZE)
+
+
+def test_lite2s_text_tower_is_the_same(towers: Target, towers2: Target):
+    one, two = (t.model.text.transformer.state_dict() for t in (towers, towers2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 def test_the_text_tower_knows_what_words_mean(towers: Target):
     text = towers.model.text
     tokens = towers.tokenizer(["a dog runs on the grass", "a puppy is running in a meadow", "stock prices fell"])
@@ -201,6 +224,16 @@ def test_heads_are_loaded_from_a_file(towers: Target, tmp_path: Path):
     assert target.model.visual.head.proj.weight.dtype == torch.float32
 
 
+def test_lite2s_heads_are_loaded_into_lite2(towers2: Target, tmp_path: Path):
+    path = tmp_path / "heads.safetensors"
+    save_file(heads(towers2), path)
+    target = load_target("lite2-clip", path)
+    assert target.name == "lite2-clip"
+    assert (target.model.visual.head.proj.weight == 0.5).all()
+    own, state = towers2.model.visual.trunk.state_dict(), target.model.visual.trunk.state_dict()
+    assert all(torch.equal(own[key], state[key]) for key in own)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -227,6 +260,8 @@ def test_absent_heads_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(targets, "data_dir", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match="lite-clip.safetensors.*psic train-target"):
         load_target("lite-clip")
+    with pytest.raises(FileNotFoundError, match="no lite2-clip heads.*psic train-target --target lite2-clip"):
+        load_target("lite2-clip")
     with pytest.raises(FileNotFoundError, match="mine.safetensors"):
         load_target("lite-clip", tmp_path / "mine.safetensors")
 
@@ -234,9 +269,9 @@ def test_absent_heads_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.M
 # --- names ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "nonsense", "nonsense/openai", "ViT-B-32", "ViT-B-32/", "/openai", "lite1"])
+@pytest.mark.parametrize("name", ["", "nonsense", "nonsense/openai", "ViT-B-32", "ViT-B-32/", "/openai", "lite1-clip"])
 def test_an_unknown_name_says_which_there_are(name: str):
-    with pytest.raises(ValueError, match="unknown target '.*lite-clip, tiny"):
+    with pytest.raises(ValueError, match="unknown target '.*lite-clip, lite2-clip, tiny"):
         load_target(name)
 
 
@@ -294,10 +329,22 @@ def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
         assert int(scores.argmax()) == index, name
 
 
+@pytest.mark.skipif(
+    not (targets.data_dir() / "checkpoints" / "lite2-clip.safetensors").is_file(), reason="no lite2-clip heads yet"
+)
+def test_lite2s_shipped_heads_know_a_cat_from_a_cup_of_coffee():
+    target = load_target("lite2-clip")
+    texts = target.encode_text(["a photo of a cat", "a cup of coffee", "a photo of a dog", "a red car"])
+    for index, name in enumerate(("chelsea", "coffee")):
+        with torch.no_grad():
+            assert int((target.encode_image(photo(name)) @ texts.T).argmax()) == index, name
+
+
 @torch.no_grad()
-def test_folded_batch_norms_change_nothing():
+@pytest.mark.parametrize("network", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+def test_folded_batch_norms_change_nothing(network: str):
     torch.manual_seed(0)
-    trunk = timm.create_model("tf_efficientnet_lite0").eval()
+    trunk = timm.create_model(network).eval()
     for norm in (m for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.uniform_(-0.5, 0.5)
         norm.running_var.uniform_(0.5, 2)

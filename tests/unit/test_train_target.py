@@ -96,7 +96,7 @@ def few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     head = train_target.lite_classifier()
     small = torch.nn.Linear(1280, 5)
     small.load_state_dict({"weight": head.weight[:5], "bias": head.bias[:5]})
-    monkeypatch.setattr(train_target, "lite_classifier", lambda: small.requires_grad_(False))
+    monkeypatch.setattr(train_target, "lite_classifier", lambda _: small.requires_grad_(False))
 
 
 @pytest.mark.usefixtures("few_classes")
@@ -130,6 +130,17 @@ def test_training_is_repeatable(towers: Target):
 def test_too_few_pairs_for_a_batch_are_refused(towers: Target):
     with pytest.raises(ValueError, match="32 pairs.*batch of 512"):
         train_heads(towers, [synthetic(32, 0)], HeadConfig())
+
+
+def test_every_model_has_its_own_cache_and_lite_clips_keeps_its_names(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+    monkeypatch.setattr(train_target, "tower_features", lambda t, p, v, path: seen.append((t.name, path.name)))
+    monkeypatch.setattr(train_target, "train_heads", lambda *_: ({}, []))
+    for name in ("lite-clip", "lite2-clip"):
+        train_target.train_lite_clip([pairs], HeadConfig(), tmp_path, name)
+    assert seen == [("lite-clip", "towers-0-3.safetensors"), ("lite2-clip", "towers2-0-3.safetensors")]
 
 
 def unit(*rows: tuple[float, float]) -> Tensor:

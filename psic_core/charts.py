@@ -1,0 +1,79 @@
+"""The paper's Fig. 3 and 4 from the files in ``data/results``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from psic_core.figures import against_rate
+from psic_core.tables import Reports
+
+VERSIONS = ("original", "backbone", "full", "protected")
+NULLS = ("protected", "full", "jpeg", "noise")
+PANELS = {
+    ("flickr8k", "t2i"): "text→image, Flickr8k",
+    ("flickr8k", "i2t"): "image→text, Flickr8k",
+    ("imagenet", "classification"): "classes, ImageNet sample",
+    ("celeba", "attributes"): "attributes, CelebA",
+    ("scenes", "classification"): "classes, scenes",
+    ("scenes", "attributes"): "attributes, scenes",
+}
+
+Points = dict[str, list[tuple[float, float]]]
+
+
+def performance(found: Reports, captions: Mapping[int, Mapping[str, Any]] | None = None) -> Figure:
+    """Fig. 3: what the model reads of each version against the rate, R@1 or accuracy in percent.
+
+    Args:
+        found: From `psic_core.tables.reports`.
+        captions: Of one data set, by quality: adds BLEU@4 and CIDEr.
+    """
+    panels: dict[str, Points] = {}
+    for (name, task), title in PANELS.items():
+        if name in found:
+            rates = found[name].values()
+            panels[f"{title} (%)"] = {v: [(r["bpp"], 100 * r["score"][task][v]) for r in rates] for v in VERSIONS}
+    for score, title in (("bleu4", "captions, BLEU@4"), ("cider", "captions, CIDEr")):
+        if captions:
+            rates = captions.values()
+            panels[f"{title} (%)"] = {v: [(r["bpp"], 100 * r["scores"][v][score]) for r in rates] for v in VERSIONS}
+    return against_rate(panels)
+
+
+def success(found: Reports) -> Figure:
+    """Attack success in percent against the rate: protected, and the nulls at its PSNR."""
+    panels: dict[str, Points] = {}
+    for (name, task), title in PANELS.items():
+        if name in found:
+            rates = found[name].values()
+            panels[f"ASR {title} (%)"] = {
+                v: [(r["bpp"], _percent(r["asr"][task][v]["value"])) for r in rates] for v in NULLS
+            }
+    figure = against_rate(panels)
+    for ax in figure.axes:
+        ax.set_ylim(-3, 103)  # a share: every panel on one scale
+    return figure
+
+
+def fidelity(report: Mapping[str, Any]) -> Figure:
+    """Fig. 4: PSNR, and MS-SSIM and LPIPS where measured, against the rate; on Kodak with CompressAI's curve.
+
+    Args:
+        report: As `psic_core.rate_distortion.rate_distortion` gives it.
+    """
+    curves = {"backbone": "plain", "full": "full", "protected": "protected"}
+    points, panels = report["points"].values(), {}
+    for key, title in (("psnr", "PSNR (dB)"), ("ms_ssim", "MS-SSIM"), ("lpips", "LPIPS")):
+        if all(key in p["full"] for p in points):
+            panels[title] = {v: [(p[c]["bpp"], p[c][key]) for p in points] for v, c in curves.items()}
+    if "published" in report:
+        published, top = report["published"], max(p["full"]["bpp"] for p in points)
+        known = zip(published["bpp"], published["psnr"], strict=True)
+        panels["PSNR (dB)"]["CompressAI, published"] = [(b, p) for b, p in known if b < 1.3 * top]
+    return against_rate(panels)
+
+
+def _percent(share: float | None) -> float:
+    """In percent; NaN, which draws nothing, where nothing was right to begin with (null in the files)."""
+    return float("nan") if share is None else 100 * share

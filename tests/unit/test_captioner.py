@@ -1,0 +1,291 @@
+"""Captioners: pictures of any size in, sentences out; beam search finds what is likely; files and folders load."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from skimage import data
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    BertTokenizerFast,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+)
+
+from psic_core import captioner as module
+from psic_core.captioner import (
+    LENGTH,
+    PAD,
+    SPECIAL,
+    START,
+    STOP,
+    UNKNOWN,
+    CaptionDecoder,
+    HubCaptioner,
+    LiteCaptioner,
+    load_captioner,
+    search,
+)
+from psic_core.config import data_dir
+
+WORDS = (*SPECIAL, "a", "dog", "cat", "runs", "red", "grass")
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def random_captioner() -> LiteCaptioner:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LiteCaptioner(CaptionDecoder(len(WORDS)), WORDS)
+
+
+# --- the decoder and the search ---------------------------------------------------------------------
+
+
+def test_a_word_depends_on_those_before_it_alone():
+    decoder, ids = CaptionDecoder(10).eval(), torch.randint(4, 10, (2, 8))
+    memory = decoder.memory(noise(2, 25, 1280))
+    whole = decoder(memory, ids)
+    other = ids.clone()
+    other[:, 5:] = 4
+    assert torch.allclose(decoder(memory, other)[:, :5], whole[:, :5], atol=1e-5)
+    assert torch.allclose(decoder(memory, ids, last=True)[:, 0], whole[:, -1], atol=1e-5)
+    assert not torch.allclose(decoder(decoder.memory(1 - noise(2, 25, 1280)), ids), whole, atol=1e-3)
+
+
+class Table(CaptionDecoder):
+    """Stands in for a decoder: the chance of the next word by the last one."""
+
+    def __init__(self, chances: dict[int, dict[int, float]]) -> None:
+        super().__init__(8)
+        self.table = torch.full((8, 8), 1e-9)
+        for last, row in chances.items():
+            for word, chance in row.items():
+                self.table[last, word] = chance
+
+    def memory(self, maps: Tensor) -> Tensor:
+        return maps
+
+    def forward(self, memory: Tensor, ids: Tensor, last: bool = False) -> Tensor:
+        logits = self.table.log()[ids]
+        return logits[:, -1:] if last else logits
+
+
+A, B, C, D = 4, 5, 6, 7
+TREE = Table({START: {A: 0.6, B: 0.4}, A: {C: 0.51, D: 0.49}, B: {D: 1.0}, C: {STOP: 1.0}, D: {STOP: 1.0}})
+
+
+@pytest.mark.parametrize(("beams", "expected"), [(1, [A, C]), (2, [B, D]), (3, [B, D])])
+def test_more_beams_find_the_likelier_sentence(beams: int, expected: list[int]):
+    """Greedily a (0.6), then c (0.31 in all); b d has 0.4."""
+    found = search(TREE, noise(2, 25, 1280), beams)
+    assert found.shape == (2, LENGTH)
+    assert found.tolist() == [expected + [PAD] * (LENGTH - 2)] * 2
+
+
+def test_a_sentence_that_never_stops_is_cut_and_special_words_are_never_said():
+    endless = Table({START: {UNKNOWN: 0.5, PAD: 0.3, A: 0.2}, A: {START: 0.6, A: 0.4}})
+    assert search(endless, noise(1, 25, 1280), beams=2).tolist() == [[A] * LENGTH]
+
+
+def test_the_length_power_chooses_between_short_and_long():
+    """Of a stop (0.3) and a b c stop (0.29) the longer has the better mean."""
+    table = Table({START: {A: 1.0}, A: {STOP: 0.51, B: 0.49}, B: {C: 1.0}, C: {STOP: 1.0}})
+    short, long = (search(table, noise(1, 25, 1280), 2, power)[0].count_nonzero() for power in (0.0, 1.0))
+    assert (int(short), int(long)) == (1, 3)
+
+
+# --- lite2-captioner --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(160, 160), (32, 32), (200, 90), (1, 1)])
+def test_pictures_of_any_size_get_ids_and_sentences(size: tuple[int, int], random_captioner: LiteCaptioner):
+    ids = random_captioner.caption_ids(noise(2, 3, *size))
+    assert ids.shape == (2, LENGTH)
+    assert ids.dtype == torch.int64
+    assert not ((ids == START) | (ids == STOP) | (ids == UNKNOWN)).any()
+    sentences = random_captioner.words(ids)
+    assert sentences == random_captioner.captions(noise(2, 3, *size))
+    assert [len(s.split()) for s in sentences] == ids.ne(PAD).sum(1).tolist()
+
+
+def test_a_sentence_does_not_depend_on_the_pictures_beside_it(random_captioner: LiteCaptioner):
+    x = noise(3, 3, 160, 160)
+    assert torch.equal(random_captioner.caption_ids(x)[1:2], random_captioner.caption_ids(x[1:2]))
+
+
+def test_ids_become_words(random_captioner: LiteCaptioner):
+    ids = torch.zeros(2, LENGTH, dtype=torch.long)
+    ids[0, :3] = torch.tensor([4, 5, 7])
+    assert random_captioner.words(ids) == ["a dog runs", ""]
+
+
+def test_a_map_is_what_the_network_pools(random_captioner: LiteCaptioner):
+    x = noise(2, 3, 160, 160)
+    with torch.no_grad():
+        seen = module.prepare(x, 160, random_captioner.mean, random_captioner.std)
+        pooled = random_captioner.trunk(seen)
+    maps = random_captioner.maps(x)
+    assert maps.shape == (2, 25, 1280)
+    assert torch.allclose(maps.mean(1), pooled, atol=1e-4)
+
+
+def test_nothing_of_a_captioner_learns_or_drops_out(random_captioner: LiteCaptioner):
+    assert not any(p.requires_grad for p in random_captioner.parameters())
+    torch.nn.ModuleList([random_captioner]).train()
+    assert not any(m.training for m in random_captioner.modules())
+
+
+def write(path: Path, change: dict, metadata: dict | None) -> Path:
+    tensors = {key: value.half() for key, value in CaptionDecoder(len(WORDS)).state_dict().items()}
+    tensors = {key: value for key, value in (tensors | change).items() if value is not None}
+    save_file(tensors, path, metadata)
+    return path
+
+
+def test_a_captioner_is_loaded_from_a_file(tmp_path: Path):
+    path = write(tmp_path / "mine.safetensors", {}, {"vocabulary": json.dumps(WORDS)})
+    found = load_captioner("lite2-captioner", path)
+    assert (found.name, found.vocabulary) == ("lite2-captioner", WORDS)
+    state = found.decoder.state_dict()
+    assert all(torch.equal(state[key], value.float()) for key, value in load_file(path).items())
+    assert found.decoder.embed.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "says"),
+    [
+        ({"place": None}, WORDS, "'place' is missing"),
+        ({"backdoor": torch.zeros(1)}, WORDS, "'backdoor'"),
+        ({}, WORDS[:-1], "'embed.weight' .* does not fit 9 words"),
+        ({}, WORDS[1:], "no vocabulary"),
+        ({}, None, "no vocabulary"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(change: dict, words: tuple | None, says: str, tmp_path: Path):
+    metadata = {"vocabulary": json.dumps(words)} if words else None
+    with pytest.raises(ValueError, match=f"mine.safetensors.*{says}"):
+        load_captioner("lite2-captioner", write(tmp_path / "mine.safetensors", change, metadata))
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"no tensors here")
+    with pytest.raises(ValueError, match="mine.safetensors is no captioner"):
+        load_captioner("lite2-captioner", path)
+    with pytest.raises(ValueError, match="mine.safetensors is no captioner"):
+        load_captioner("lite2-captioner", write(path, {}, {"vocabulary": "{"}))
+
+
+def test_an_absent_file_says_how_to_make_it(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="none.safetensors.*psic train-captioner"):
+        load_captioner("lite2-captioner", tmp_path / "none.safetensors")
+
+
+SHIPPED = data_dir() / "checkpoints" / "lite2-captioner.safetensors"
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="no captioner yet")
+def test_the_shipped_captioner_tells_of_what_it_sees():
+    """People are what Flickr8k has most of; it has hardly a cat."""
+    assert SHIPPED.stat().st_size <= 10_000_000
+    captioner = load_captioner()
+    pictures = (data.astronaut(), data.rocket())
+    person, rocket = (captioner.captions(torch.from_numpy(p).permute(2, 0, 1)[None] / 255)[0] for p in pictures)
+    assert {"man", "woman", "person", "girl", "boy", "child"} & set(person.split())
+    assert person != rocket
+    assert all(3 <= len(sentence.split()) <= LENGTH for sentence in (person, rocket))
+
+
+# --- captioners of transformers ---------------------------------------------------------------------
+
+BLIP_WORDS = ("a", "dog", "cat", "runs", "on", "the", "red", "grass")
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLIP of random weights in a folder, as the hub keeps them."""
+    folder = tmp_path_factory.mktemp("hub") / "blip"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *BLIP_WORDS]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    text = {"vocab_size": len(words), "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 32,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 16, "max_position_embeddings": 64,
+            "bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 16, "projection_dim": 16}  # fmt: skip
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16))
+    model.save_pretrained(folder, safe_serialization=True)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_transformers_captions_pictures(blip: Path):
+    captioner = load_captioner(str(blip))
+    assert isinstance(captioner, HubCaptioner)
+    assert captioner.name == str(blip)
+    ids = captioner.caption_ids(noise(2, 3, 40, 50))
+    assert ids.shape == (2, LENGTH)
+    assert ids.dtype == torch.int64
+    sentences = captioner.words(ids)
+    assert sentences == captioner.captions(noise(2, 3, 40, 50))
+    assert all(set(s.split()) <= set(BLIP_WORDS) for s in sentences)
+    assert not any(p.requires_grad for p in captioner.parameters())
+    ids[:] = 0
+    ids[0, :2] = torch.tensor([6, 7])
+    assert captioner.words(ids) == ["a dog", ""]
+
+
+def test_the_papers_captioner_gives_ids_of_words_alone(blip: Path):
+    """BLIP-2 puts a place for each of its queries before the words, and its language model ends with a line feed."""
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 16}  # fmt: skip
+    bridge = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "encoder_hidden_size": 16, "vocab_size": 14}  # fmt: skip
+    text = {"model_type": "opt", "vocab_size": 16, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "word_embed_proj_dim": 16, "max_position_embeddings": 64, "bos_token_id": 2,
+            "eos_token_id": 3, "pad_token_id": 1}  # fmt: skip
+    torch.manual_seed(0)
+    config = Blip2Config(vision, bridge, text, num_query_tokens=4, image_token_index=15)
+    captioner = HubCaptioner(Blip2ForConditionalGeneration(config), AutoProcessor.from_pretrained(blip), "blip-2")
+    ids = captioner.caption_ids(noise(2, 3, 40, 50))
+    assert ids.shape == (2, LENGTH)
+    assert not {1, 2, 3, 15} & set(ids.flatten().tolist())
+    assert set(" ".join(captioner.words(ids)).split()) <= {*BLIP_WORDS, "[DEC]"}
+
+
+def test_weights_that_are_not_safetensors_are_not_read(blip: Path, tmp_path: Path):
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for file in blip.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    torch.save(load_file(blip / "model.safetensors"), folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="pickled are neither cached nor reachable"):
+        load_captioner(str(folder))
+
+
+def test_without_a_network_the_papers_captioner_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="Salesforce/blip2-opt-2.7b are neither cached nor reachable"):
+        load_captioner("Salesforce/blip2-opt-2.7b")
+
+
+@pytest.mark.parametrize("name", ["", "nonsense", "lite-captioner"])
+def test_an_unknown_name_says_which_there_are(name: str):
+    with pytest.raises(ValueError, match="unknown captioner '.*lite2-captioner, or"):
+        load_captioner(name)

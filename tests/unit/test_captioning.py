@@ -1,0 +1,108 @@
+"""The captions' report: sentences of each version, scored, and what is lost."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from models import awaken
+from torch import Tensor
+
+from psic_core import captioner as module
+from psic_core.captioner import Captioner
+from psic_core.captioning import CAPTIONED, caption_report, relative_loss
+from psic_core.checkpoints import save_checkpoint
+from psic_core.cli import main
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+from psic_core.eval_sets import EvalSet
+
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
+WORDS = ("a", "dog", "cat", "runs", "on", "grass")
+
+
+class Brightness(Captioner):
+    """Two sentences: which one hangs on a bit of the picture that any change turns."""
+
+    name = "brightness"
+
+    def caption_ids(self, pictures: Tensor) -> Tensor:
+        odd = (pictures * 255).round().sum((1, 2, 3)).long() % 2
+        return torch.stack([torch.tensor([1, 2 + int(o), 4, 5, 6, 0]) for o in odd])
+
+    def words(self, ids: Tensor) -> list[str]:
+        return [" ".join(WORDS[i - 1] for i in row if i) for row in ids.tolist()]
+
+
+@pytest.fixture(scope="module")
+def model() -> PSIC:
+    torch.manual_seed(0)
+    return awaken(PSIC.build(TINY)).eval()
+
+
+@pytest.fixture(scope="module")
+def plain() -> PSIC:
+    torch.manual_seed(0)
+    plain = PSIC.build(TINY)
+    plain.kind = "plain"
+    return plain.eval()
+
+
+def pictures(n: int = 6) -> EvalSet:
+    rng = torch.Generator().manual_seed(1)
+    drawn = [(torch.rand(3, 64, 64, generator=rng) * 255).round() / 255 for _ in range(n)]
+    captions = [(f"a {('dog', 'cat')[i % 2]} runs on grass", f"picture {i} of something") for i in range(n)]
+    return EvalSet("drawn", n, drawn.__getitem__, captions=captions)
+
+
+def test_the_report_scores_every_version(model: PSIC, plain: PSIC, tmp_path: Path):
+    report = caption_report(model, plain, pictures(), Brightness(), tmp_path)
+    assert (report["captioner"], report["n"]) == ("brightness", 6)
+    assert set(report["scores"]) == set(CAPTIONED)
+    assert report["scores"]["full"] == report["scores"]["backbone"]  # anchored: the same pictures
+    assert report["cider_loss"]["full"] == {"value": 0, "ci95": [0, 0]}
+    assert report["same_as_backbone"]["full"] == 1
+    same = report["same_as_backbone"]["protected"]
+    said = report["examples"]
+    assert same == sum(a == b for a, b in zip(said["backbone"], said["protected"], strict=True)) / 6
+    assert len({s for sentences in said.values() for s in sentences}) == 2
+    assert json.loads(json.dumps(report)) == report
+    again = caption_report(model, plain, pictures(), Brightness(), tmp_path)
+    assert again["scores"] == report["scores"]
+
+
+def test_pictures_without_captions_are_refused(model: PSIC, plain: PSIC):
+    bare = EvalSet("photos", 1, lambda i: torch.zeros(3, 64, 64))
+    with pytest.raises(ValueError, match="'photos' has no captions"):
+        caption_report(model, plain, bare, Brightness())
+
+
+def test_the_loss_is_relative_and_its_interval_holds_it():
+    before = torch.linspace(0.2, 1.8, 200, dtype=torch.float64)
+    noise = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lost = relative_loss(before, before * noise)
+    assert lost["value"] == pytest.approx(1 - float((before * noise).mean()))
+    low, high = lost["ci95"]
+    assert low < lost["value"] < high
+    assert high - low < 0.2
+    assert relative_loss(before, before) == {"value": 0, "ci95": [0, 0]}
+    assert math.isnan(relative_loss(torch.zeros(3).double(), torch.zeros(3).double())["value"])
+
+
+def test_the_command_writes_and_shows_the_report(
+    model: PSIC, plain: PSIC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    for name, m in (("psic", model), ("plain", plain)):
+        save_checkpoint(m, tmp_path / f"{name}-q2.safetensors", publish_secret=True)
+    monkeypatch.setattr(module, "load_captioner", lambda name: Brightness())
+    out = tmp_path / "captions.json"
+    words = ["captions", "--checkpoint", tmp_path / "psic-q2.safetensors", "--dataset", "scenes", "--limit", 3]
+    assert main([str(w) for w in (*words, "--json", out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["n"] == 3
+    assert report["scores"]["original"]["cider"] >= 0
+    said = capsys.readouterr().out
+    assert said.startswith("scenes: 3 pictures, captioner brightness")
+    assert len(said.splitlines()) == 1 + len(CAPTIONED)
+    assert all(line.split()[0] in CAPTIONED for line in said.splitlines()[1:])

@@ -1,0 +1,169 @@
+"""Data sets by name, each built small in a temporary folder, and what is known of their pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from PIL import Image
+
+from psic_core.datasets import DATASETS
+from psic_core.datasets.faces import PROMPTS, prompts
+from psic_core.datasets.scenes import Scenes
+from psic_core.eval_sets import eval_set
+
+
+def paint(path: Path, level: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (70, 50), (level, 100, 0)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with two pictures of everything."""
+    for i in range(2):
+        paint(tmp_path / "flickr8k" / "Images" / f"{i}.jpg")
+        paint(tmp_path / "celeba" / "img_align_celeba" / f"{i}.jpg")
+        paint(tmp_path / "imagenet_sample" / f"{i}.jpg")
+        paint(tmp_path / "kodak" / f"{i}.png")
+    rows = [f"{i}.jpg,caption {j} of {i}" for i in range(2) for j in range(5)]
+    (tmp_path / "flickr8k" / "captions.txt").write_text("\n".join(["image,caption", *rows]))
+    (tmp_path / "flickr8k" / "splits").mkdir()
+    for split, names in (("train", ""), ("dev", "1.jpg\n"), ("test", "0.jpg\n1.jpg\n")):
+        (tmp_path / "flickr8k" / "splits" / f"Flickr_8k.{split}Images.txt").write_text(names)
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("2\nWearing_Hat Young\n0.jpg 1 -1\n1.jpg -1 -1\n")
+    lines = "index,synset,class_name,file\n4,n0,hen,0.jpg\n9,n1,tench,1.jpg\n"
+    (tmp_path / "imagenet_sample" / "classes.csv").write_text(lines)
+    return tmp_path
+
+
+# --- the sets with a name ---------------------------------------------------------------------------
+
+
+def test_scenes_by_name_are_the_held_out_ones():
+    found = eval_set("scenes", limit=3, size=64)
+    scene = Scenes("test", 3, 64)[2]
+    assert (found.name, found.size) == ("scenes", 3)
+    assert torch.equal(found.picture(2), scene.image)
+    assert found.captions[2] == scene.captions
+    assert found.classes[found.labels[2]] == scene.class_name
+    assert torch.equal(found.attributes[2], scene.attributes)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 9])
+def test_real_data_sets_by_name(limit: int | None, root: Path):
+    n = 1 if limit == 1 else 2
+    flickr = eval_set("flickr8k", root, limit, 64)
+    assert (flickr.size, len(flickr.captions), flickr.picture(0).shape) == (n, n, (3, 64, 64))
+    celeba = eval_set("celeba", root, limit, 64)
+    assert celeba.attributes.tolist() == [[True, False], [False, False]][:n]
+    assert celeba.attribute_prompts == (PROMPTS["Wearing_Hat"], PROMPTS["Young"])
+    imagenet = eval_set("imagenet", root, limit, 64)
+    assert (imagenet.classes, imagenet.labels.tolist()) == (("hen", "tench"), [0, 1][:n])
+    kodak = eval_set("kodak", root, limit)
+    assert (kodak.size, kodak.captions, kodak.classes, kodak.picture(0).shape) == (n, None, None, (3, 50, 70))
+
+
+def test_the_splits_of_flickr8k_by_name(root: Path):
+    sizes = {name: eval_set(name, root, size=32).size for name in DATASETS if name.startswith("flickr8k")}
+    assert sizes == {"flickr8k": 2, "flickr8k-dev": 1, "flickr8k-all": 2}
+    assert eval_set("flickr8k-dev", root).captions == [tuple(f"caption {j} of 1" for j in range(5))]
+
+
+# --- any folder -------------------------------------------------------------------------------------
+
+
+def test_photos_are_any_folder_and_stay_as_they_are(root: Path):
+    photos = eval_set("photos", root / "celeba" / "img_align_celeba", 1)
+    assert (photos.size, photos.picture(0).shape, photos.labels, photos.captions) == (1, (3, 50, 70), None, None)
+    assert "person" in photos.classes
+    assert eval_set("photos", root / "kodak", classes=["cat", "dog"]).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("limit", [None, 1, 9])
+def test_captioned_reads_a_folder_with_captions(limit: int | None, tmp_path: Path):
+    for i, name in enumerate(("b.png", "a.png")):
+        paint(tmp_path / name, level=50 * i)
+    (tmp_path / "captions.csv").write_text('image,caption\nb.png,a dog\na.png,"a cat, asleep"\nb.png,a black dog\n')
+    found = eval_set("captioned", tmp_path, limit, 32)
+    n = 1 if limit == 1 else 2
+    assert (found.name, found.size) == ("captioned", n)
+    assert found.captions == [("a dog", "a black dog"), ("a cat, asleep",)][:n]
+    assert found.picture(0).shape == (3, 32, 32)
+    assert found.picture(0).max() == pytest.approx(100 / 255)
+    assert found.classes is found.labels is found.attributes is None
+
+
+def test_captioned_reads_flickr8k_as_it_is(root: Path):
+    ours, theirs = eval_set("captioned", root / "flickr8k", size=32), eval_set("flickr8k-all", root, size=32)
+    assert (ours.captions, ours.size) == (theirs.captions, theirs.size)
+    assert torch.equal(ours.picture(1), theirs.picture(1))
+
+
+def test_classes_reads_a_folder_for_each_class(tmp_path: Path):
+    for folder in ("tabby_cat", "dog", "palm_tree"):
+        for i in range(2):
+            paint(tmp_path / folder / f"{i}.png")
+    found = eval_set("classes", tmp_path, 4, 32)
+    assert (found.name, found.size, found.picture(3).shape) == ("classes", 4, (3, 32, 32))
+    assert found.classes == ("dog", "palm tree", "tabby cat")
+    assert found.labels.tolist() == [0, 1, 2, 0]  # a limit takes some of every class
+    assert found.captions is found.attributes is None
+
+
+def test_classes_reads_a_flat_folder_with_a_list_as_imagenet(root: Path):
+    ours, theirs = eval_set("classes", root / "imagenet_sample"), eval_set("imagenet", root)
+    assert (ours.classes, ours.labels.tolist()) == (theirs.classes, theirs.labels.tolist())
+    assert len(ours.templates) == len(theirs.templates) == len(OPENAI_IMAGENET_TEMPLATES) == 80
+    assert ours.templates[0]("hen") == "a bad photo of a hen."
+
+
+# --- CelebA's prompts -------------------------------------------------------------------------------
+
+
+def test_each_of_forty_attributes_has_two_prompts_of_its_own():
+    assert len(PROMPTS) == 40
+    words = [prompt for pair in PROMPTS.values() for prompt in pair]
+    assert len(set(words)) == 80
+    assert all(" photo of a" in prompt and "_" not in prompt for prompt in words)
+    assert PROMPTS["Male"] == ("a photo of a man", "a photo of a woman")
+    assert PROMPTS["No_Beard"] == ("a photo of a person without a beard", "a photo of a person with a beard")
+
+
+def test_prompts_come_in_the_order_of_the_attributes():
+    assert prompts(["Young", "Bald"]) == (PROMPTS["Young"], PROMPTS["Bald"])
+    assert prompts(list(PROMPTS)) == tuple(PROMPTS.values())
+
+
+def test_an_unknown_attribute_is_named(root: Path):
+    path = root / "celeba" / "list_attr_celeba.txt"
+    path.write_text(path.read_text().replace("Young", "Tall"))
+    with pytest.raises(ValueError, match=r"'Tall'.*list_attr_celeba\.txt.*Bald.*Young"):
+        eval_set("celeba", root)
+
+
+# --- what does not fit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "says"),
+    [("coco", None, "unknown data set 'coco'.*photos"), ("scenes", 0, "limit 0"), ("photos", -1, "limit -1")],
+)
+def test_names_and_limits_that_do_not_fit_are_named(name: str, limit: int | None, says: str, root: Path):
+    with pytest.raises(ValueError, match=says):
+        eval_set(name, root, limit)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("scenes", ["cat", "dog"]), ("photos", ["cat"]), ("photos", [])])
+def test_class_lists_that_do_not_fit_are_named(name: str, classes: list[str], root: Path):
+    with pytest.raises(ValueError, match=f"{len(classes)} classes for '{name}'"):
+        eval_set(name, root, classes=classes)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "scenes"])
+def test_data_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PSIC_DATA_ROOT", raising=False)
+    with pytest.raises(FileNotFoundError, match="data root"):
+        eval_set(name)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        eval_set(name, tmp_path)

@@ -1,0 +1,171 @@
+"""A pass over a data set: real versions, read once, and found again by content."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import awaken
+from torch import Tensor, nn
+
+from psic_core import reading
+from psic_core.checkpoints import load_checkpoint, save_checkpoint
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+from psic_core.eval_sets import EvalSet
+from psic_core.metrics import psnr
+from psic_core.reading import Reader, Texts, digest, read
+from psic_core.targets import Target, load_target
+from psic_core.versions import VERSIONS, code_versions
+
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
+
+
+class Mean(nn.Module):
+    """A reader that counts what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.shown: list[int] = []
+
+    def look(self, pictures: Tensor) -> Tensor:
+        self.shown.append(len(pictures))
+        return self.weight * pictures.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def model() -> PSIC:
+    torch.manual_seed(0)
+    return awaken(PSIC.build(TINY)).eval()
+
+
+@pytest.fixture(scope="module")
+def plain(model: PSIC) -> PSIC:
+    torch.manual_seed(0)
+    plain = PSIC.build(TINY)
+    plain.kind = "plain"
+    return plain.eval()
+
+
+def pictures(n: int = 2, seed: int = 0) -> EvalSet:
+    rng = torch.Generator().manual_seed(seed)
+    drawn = [(torch.rand(3, 64, 80, generator=rng) * 255).round() / 255 for _ in range(n)]
+    return EvalSet("drawn", n, lambda i: drawn[i])
+
+
+def run(model: PSIC, plain: PSIC, data: EvalSet, reader: Mean, cache: Path | None) -> reading.Pass:
+    return read(model, plain, data, [Reader("mean", reader, reader.look)], cache)[0]
+
+
+def test_a_pass_is_what_the_reader_makes_of_every_version(model: PSIC, plain: PSIC):
+    data, reader = pictures(), Mean()
+    found = run(model, plain, data, reader, None)
+    for i in range(2):
+        x = data.picture(i)[None]
+        coded = code_versions(model, plain, x, model.secret, seed=i)
+        assert set(found.seen) == set(VERSIONS)
+        for version, picture in coded.pictures.items():
+            assert torch.allclose(found.seen[version][i], picture.mean((2, 3))[0]), version
+            if version != "original":
+                assert float(found.psnr[version][i]) == pytest.approx(psnr(picture, x))
+        assert float(found.bpp[i]) == 8 * coded.psic_bytes / (64 * 80)
+        assert float(found.bpp_backbone[i]) == 8 * coded.backbone_bytes / (64 * 80)
+
+
+def test_equal_pictures_are_shown_once(model: PSIC, plain: PSIC):
+    reader = Mean()
+    found = run(model, plain, pictures(), reader, None)
+    assert torch.equal(found.seen["full"], found.seen["backbone"])  # anchored: bit for bit the plain codec
+    assert reader.shown == [len(VERSIONS) - 1] * 2
+
+
+def test_a_second_pass_reads_nothing(model: PSIC, plain: PSIC, tmp_path: Path):
+    first, second = Mean(), Mean()
+    one, two = (run(model, plain, pictures(), r, tmp_path) for r in (first, second))
+    assert first.shown
+    assert not second.shown
+    assert all(torch.equal(one.seen[v], two.seen[v]) for v in VERSIONS)
+    assert all(torch.equal(one.psnr[v], two.psnr[v]) for v in VERSIONS[1:])
+    assert torch.equal(one.bpp, two.bpp)
+    assert len(list(tmp_path.iterdir())) == 1  # nothing half written is left
+
+
+def test_a_reader_that_comes_later_looks_alone(model: PSIC, plain: PSIC, tmp_path: Path):
+    first, second = Mean(), Mean()
+    second.weight.mul_(3)
+    alone = run(model, plain, pictures(), first, tmp_path)
+    first.shown.clear()
+    readers = [Reader("mean", first, first.look), Reader("triple", second, second.look)]
+    one, two = read(model, plain, pictures(), readers, tmp_path)
+    assert not first.shown
+    assert second.shown
+    assert torch.equal(one.seen["protected"], alone.seen["protected"])
+    assert torch.allclose(two.seen["protected"], 3 * alone.seen["protected"])
+    assert torch.equal(one.bpp, two.bpp)
+    assert torch.equal(one.psnr["protected"], two.psnr["protected"])
+
+
+def test_a_plain_codecs_idle_triggers_do_not_count(model: PSIC, plain: PSIC, tmp_path: Path):
+    save_checkpoint(plain, tmp_path / "plain-q2.safetensors")
+    shown = []
+    for seed in range(2):
+        torch.manual_seed(seed)  # loading draws the triggers that the file does not hold
+        reader = Mean()
+        run(model, load_checkpoint(tmp_path / "plain-q2.safetensors"), pictures(), reader, tmp_path / "cache")
+        shown.append(len(reader.shown))
+    assert shown == [2, 0]
+
+
+@pytest.mark.parametrize("what", ["picture", "weight", "decoder", "secret", "reader", "versions"])
+def test_whatever_changes_the_result_is_another_pass(what: str, model: PSIC, plain: PSIC, tmp_path: Path):
+    run(model, plain, pictures(), Mean(), tmp_path)
+    data, reader, versions = pictures(seed=int(what == "picture")), Mean(), VERSIONS
+    torch.manual_seed(0)
+    other = awaken(PSIC.build(TINY)).eval()
+    with torch.no_grad():
+        if what == "weight":
+            next(iter(other.g_s.triggers[0].parameters())).add_(0.1)
+        if what == "decoder":
+            next(iter(other.g_s.stages.parameters())).add_(0.1)
+        if what == "reader":
+            reader.weight.mul_(2)
+    if what == "secret":
+        other.secret = bytes(16)
+    if what == "versions":
+        versions = VERSIONS[:3]
+    read(other, plain, data, [Reader("mean", reader, reader.look)], tmp_path, versions)
+    assert reader.shown
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_broken_pass_leaves_nothing(model: PSIC, plain: PSIC, tmp_path: Path):
+    def fails(x: Tensor) -> Tensor:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        read(model, plain, pictures(), [Reader("mean", Mean(), fails)], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target, asked = load_target("tiny"), []
+    encode = Target.encode_text
+    monkeypatch.setattr(Target, "encode_text", lambda self, texts: asked.append(len(texts)) or encode(self, texts))
+    wanted = encode(target, ["a dog", "a cat"])
+    for cache, runs in ((None, 1), (tmp_path, 1), (tmp_path, 0)):
+        asked.clear()
+        texts = Texts(target, cache)
+        for _ in range(2):
+            assert torch.equal(texts.encode_text(["a dog", "a cat"]), wanted)
+        assert len(asked) == runs
+    texts.encode_text(["a cat", "a dog"])
+    assert len(asked) == 1
+
+
+def test_the_digest_sees_names_and_values():
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    two.load_state_dict(one.state_dict())
+    assert digest(one) == digest(two) != digest(nn.Sequential(one))
+    with torch.no_grad():
+        two.bias[0] += 1e-3
+    assert digest(one) != digest(two)

@@ -54,11 +54,10 @@ RATES := 1 2 3 4
 PSIC := .venv/bin/psic
 results: .venv/.installed ## measure the shipped models on all data sets (hours), renew data/results and the tables
 	@set -e; for q in $(RATES); do \
-	  for set in "flickr8k --target lite-clip lite2-clip" "scenes --target lite-clip lite2-clip" imagenet \
-	    "celeba --limit 1000"; do \
-	    $(PSIC) evaluate --checkpoint psic-q$$q --dataset $$set --cache build/passes \
-	      --json data/results/psic-q$$q-$${set%% *}.json; \
-	  done; \
+	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k scenes --target lite-clip lite2-clip \
+	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
+	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset imagenet celeba --limit 1000 \
+	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
 	    --json data/results/captions-q$$q-flickr8k.json; \
 	  $(PSIC) wrong-keys --checkpoint psic-q$$q --dataset scenes --limit 30 --json data/results/keys-q$$q-scenes.json; \

@@ -64,7 +64,7 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--classes", type=Path, help="for photos: a text file, one class name a line")
     p.add_argument("--target", nargs="+", default=["lite-clip"],
                    help="the model that reads the pictures (%(default)s); further ones go to `transfer`")  # fmt: skip
-    _measuring_options(p, read=False)
+    _measuring_options(p, read=False, several=True)
 
     p = _command(commands, "captions", captions, "what a captioner that was never attacked says of each version")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
@@ -147,11 +147,16 @@ def evaluate(args: argparse.Namespace) -> None:
 
     lines = _read(args.classes).decode("utf-8").splitlines() if args.classes else []
     names = [line.strip() for line in lines if line.strip()] if args.classes else None
-    data = eval_set(args.dataset, args.data_root, args.limit, classes=names)
+    if len(args.dataset) > 1 and "{dataset}" not in str(args.json):
+        raise ValueError(f"{args.json} would be written {len(args.dataset)} times; put {{dataset}} into its name")
+    sets = [eval_set(name, args.data_root, args.limit, classes=names) for name in args.dataset]
     plain = load_checkpoint(args.plain or _plain_beside(args.checkpoint))
-    report = run(load_checkpoint(args.checkpoint), plain, data, [load_target(t) for t in args.target], args.cache)
-    write_json(report | {"checkpoint": str(args.checkpoint)}, args.json)
-    print(table(report))
+    model = load_checkpoint(args.checkpoint)
+    targets = [load_target(name) for name in args.target]
+    for data in sets:
+        report = run(model, plain, data, targets, args.cache)
+        write_json(report | {"checkpoint": str(args.checkpoint)}, str(args.json).replace("{dataset}", data.name))
+        print(table(report))
 
 
 def captions(args: argparse.Namespace) -> None:
@@ -198,13 +203,14 @@ def wrong_keys(args: argparse.Namespace) -> None:
     print(table(report))
 
 
-def _measuring_options(p: argparse.ArgumentParser, read: bool = True) -> None:
+def _measuring_options(p: argparse.ArgumentParser, read: bool = True, several: bool = False) -> None:
     from psic_core.datasets import DATASETS
 
-    p.add_argument("--dataset", required=True, choices=DATASETS)
+    p.add_argument("--dataset", required=True, choices=DATASETS, nargs="+" if several else None)
     p.add_argument("--data-root", help="of the data sets (PSIC_DATA_ROOT), or your photos, captioned or in classes")
     p.add_argument("--limit", type=int, help="the first so many pictures")
-    p.add_argument("--json", type=Path, required=True, metavar="OUT")
+    each = "the report; of several data sets, {dataset} in its name becomes theirs" if several else "the report"
+    p.add_argument("--json", type=Path, required=True, metavar="OUT", help=each)
     if read:
         p.add_argument("--target", default="lite-clip", help="the model that reads the pictures (%(default)s)")
 

@@ -236,6 +236,21 @@ def test_evaluate_reads_a_folder_of_photos(photo: Path, shipped: Path, tmp_path:
     assert (report["n"], set(report["score"])) == (1, {"classification"})
 
 
+def test_several_data_sets_have_a_file_each(photo: Path, shipped: Path, capsys: pytest.CaptureFixture):
+    folder, base = photo.parent / "reports", photo.parent / "root"
+    for n in (1, 2):
+        (base / "kodak").mkdir(parents=True, exist_ok=True)
+        Image.open(photo).save(base / "kodak" / f"kodim0{n}.png")
+    command = ["evaluate", "--checkpoint", shipped / "psic-q3.safetensors", "--dataset", "scenes", "kodak",
+               "--limit", 2, "--target", "tiny", "--data-root", base, "--cache", folder / "cache"]  # fmt: skip
+    assert main([str(w) for w in (*command, "--json", folder / "r.json")]) == 2
+    assert "put {dataset} into its name" in capsys.readouterr().err
+    assert main([str(w) for w in (*command, "--json", folder / "r-{dataset}.json")]) == 0
+    reports = {name: json.loads((folder / f"r-{name}.json").read_text()) for name in ("scenes", "kodak")}
+    assert [(r["dataset"], r["n"]) for r in reports.values()] == [("scenes", 2), ("kodak", 2)]
+    assert reports["kodak"]["asr"] == {}  # nothing is known of its pictures
+
+
 def test_photos_take_a_class_list_of_the_users(photo: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
     monkeypatch.setattr(

@@ -44,7 +44,7 @@ def caption_report(
     folder = Path(cache) if cache else None
     reader = Reader(captioner.name, captioner, captioner.caption_ids)
     (found,) = read(model, plain, data, [reader], folder, CAPTIONED)
-    said = {version: captioner.words(ids) for version, ids in found.seen.items()}
+    said = {version: captioner.words(found.seen[version]) for version in CAPTIONED}
     scores = {version: caption_scores(sentences, list(data.captions)) for version, sentences in said.items()}
     each = {version: torch.tensor(s["cider_each"], dtype=torch.float64) for version, s in scores.items()}
     return {

@@ -28,6 +28,8 @@ COLUMNS = {
 #: paper's pictures are not quite ours: it reads 5,000 of ImageNet and 10,000 of CelebA.
 PAPER = {("flickr8k", "t2i"): 80.8, ("flickr8k", "i2t"): 72.3, ("imagenet", "classification"): 67.0,
          ("celeba", "attributes"): 51.5}  # fmt: skip
+NAMES = {"backbone": "plain codec", "jpeg": "JPEG", "wrong_key": "wrong keyword"}  # of versions, where it is not theirs
+VERSIONS = ("original", "backbone", "full", "protected", "wrong_key", "jpeg", "noise")  # in this order
 SETS = ("flickr8k", "imagenet", "celeba", "scenes")  # the order of every table
 
 Reports = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by data set and quality
@@ -116,14 +118,13 @@ def recall_table(found: Reports) -> str:
 
 def scores_table(found: Reports) -> str:
     """Plain accuracy, the mean over the rates; balanced accuracy of attributes, where a coin has 50 %."""
-    versions = ("original", "backbone", "full", "protected", "wrong_key", "jpeg", "noise")
-    head, rows = ["pictures", "accuracy in %", *versions], []
+    head, rows = ["pictures", "accuracy in %", *(NAMES.get(v, v) for v in VERSIONS)], []
     for name, by_rate in found.items():
         first = next(iter(by_rate.values()))
         for task in (t for t in ("classification", "attributes") if t in first["score"]):
-            rows.append([name, TASKS[task], *(_percent(_mean(by_rate, "score", task, v)) for v in versions)])
+            rows.append([name, TASKS[task], *(_percent(_mean(by_rate, "score", task, v)) for v in VERSIONS)])
         if "balanced" in first:
-            rows.append([name, "attributes, balanced", *(_percent(_mean(by_rate, "balanced", v)) for v in versions)])
+            rows.append([name, "attributes, balanced", *(_percent(_mean(by_rate, "balanced", v)) for v in VERSIONS)])
     return markdown(head, rows)
 
 
@@ -149,14 +150,14 @@ def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     first = next(iter(found.values()))
     shown = [n for n in names if all(r["scores"]["original"].get(n) is not None for r in found.values())]
     head, rows = ["version", *(names[n] for n in shown), "CIDEr lost", "same sentence as plain"], []
-    for version in first["scores"]:
+    for version in (v for v in VERSIONS if v in first["scores"]):
         cells = [f"{100 * _mean(found, 'scores', version, n):.1f}" for n in shown]
         lost = first["cider_loss"].get(version)
         cells += ["–", "–"] if lost is None else [
             f"{100 * _mean(found, 'cider_loss', version, 'value'):.1f} %",
             f"{100 * _mean(found, 'same_as_backbone', version):.0f} %",
         ]  # fmt: skip
-        rows.append([version, *cells])
+        rows.append([NAMES.get(version, version), *cells])
     return markdown(head, rows)
 
 

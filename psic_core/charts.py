@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from psic_core.figures import against_rate
-from psic_core.tables import Reports
+from psic_core.tables import NAMES, Reports
 
 VERSIONS = ("original", "backbone", "full", "protected")
 NULLS = ("protected", "full", "jpeg", "noise")
@@ -38,7 +38,7 @@ def performance(found: Reports, captions: Mapping[int, Mapping[str, Any]] | None
         if captions:
             rates = captions.values()
             panels[f"{title} (%)"] = {v: [(r["bpp"], 100 * r["scores"][v][score]) for r in rates] for v in VERSIONS}
-    return against_rate(panels)
+    return against_rate(panels, NAMES)
 
 
 def success(found: Reports) -> Figure:
@@ -50,7 +50,7 @@ def success(found: Reports) -> Figure:
             panels[f"ASR {title} (%)"] = {
                 v: [(r["bpp"], _percent(r["asr"][task][v]["value"])) for r in rates] for v in NULLS
             }
-    figure = against_rate(panels)
+    figure = against_rate(panels, NAMES)
     for ax in figure.axes:
         ax.set_ylim(-3, 103)  # a share: every panel on one scale
     return figure
@@ -71,7 +71,7 @@ def fidelity(report: Mapping[str, Any]) -> Figure:
         published, top = report["published"], max(p["full"]["bpp"] for p in points)
         known = zip(published["bpp"], published["psnr"], strict=True)
         panels["PSNR (dB)"]["CompressAI, published"] = [(b, p) for b, p in known if b < 1.3 * top]
-    return against_rate(panels)
+    return against_rate(panels, NAMES)
 
 
 def _percent(share: float | None) -> float:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, data_dir, repo_dir
+from psic_core.files import store_tensors
 from psic_core.keys import SECRET_BYTES
 
 # Recomputed from the weights by update(); the Gaussian's table alone would be 800 kB.
@@ -36,21 +36,22 @@ def save_checkpoint(
         half: Store float16. The loaded model is then the rounded one: its streams have another fingerprint.
         publish_secret: Store the model's secret too. Only for models whose secret is public anyway.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     exact = {n for n, _ in model.named_buffers()}  # bounds such as 1e-9 would be 0 in float16
     exact |= {n for n, _ in model.named_parameters() if ".cltg." in n}  # the key's trigger would no longer be zero
     tensors = {
-        name: (p.half() if half and name not in exact and p.is_floating_point() else p).detach().cpu().contiguous()
-        for name, p in model.state_dict().items()
-        if not name.endswith(DERIVED) and not (model.kind == "plain" and "triggers" in name)
+        name: p.half() if half and name not in exact and p.is_floating_point() else p
+        for name, p in kept_state(model).items()
     }
     header = {"config": asdict(model.config), "kind": model.kind, "card": card or {}}
     if publish_secret and model.secret:
         header["secret"] = model.secret.hex()
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"psic": json.dumps(header)})
-    os.replace(partial, path)
+    store_tensors(tensors, Path(path), {"psic": json.dumps(header)})
+
+
+def kept_state(model: PSIC) -> dict[str, torch.Tensor]:
+    """What a checkpoint keeps of a model: no derived tables, and of a plain codec no triggers, which do nothing."""
+    idle = "triggers" if model.kind == "plain" else None
+    return {n: t for n, t in model.state_dict().items() if not (n.endswith(DERIVED) or (idle and idle in n))}
 
 
 def load_checkpoint(path: str | Path) -> PSIC:
@@ -75,8 +76,7 @@ def load_checkpoint(path: str | Path) -> PSIC:
         raise ValueError(f"{found} is no PSIC checkpoint (safetensors with a 'psic' header): {error}") from error
     state = model.state_dict()
     wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
-    wanted = {n for n in state if not n.endswith(DERIVED) and not (model.kind == "plain" and "triggers" in n)}
-    wrong += sorted(wanted - set(tensors))
+    wrong += sorted(set(kept_state(model)) - set(tensors))
     if wrong:
         raise ValueError(f"{found}: tensor {wrong[0]!r} is missing or does not fit {config}")
     model.load_state_dict(tensors, strict=False)

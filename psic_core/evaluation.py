@@ -16,9 +16,10 @@ from psic_core.eval_sets import EvalSet
 from psic_core.metrics import Flips, attack_success_rate, balanced_accuracy, count_flips, flip_rate
 from psic_core.reading import Reader, Texts, read
 from psic_core.targets import Target
-from psic_core.tasks import Correct, retrieval, task_results
+from psic_core.tasks import RETRIEVAL, Correct, retrieval, task_results
 
 RECALLS = (1, 5, 10)
+SHOWN = ("original", "backbone", "full", "protected")  # of scores, in `table`
 NULLS = ("protected", "full", "jpeg", "noise", "wrong_key")  # the rows of every ASR table
 
 
@@ -59,7 +60,7 @@ def evaluate(
         **_other_denominators(correct),
     }
     if data.captions:
-        report["recall"] = _recalls(first.seen, data.captions, texts[name])
+        report["recall"] = _recalls(correct, first.seen, data.captions, texts[name])
     if "attributes" in correct:
         right = {v: c.reshape(data.size, -1) for v, c in correct["attributes"][0].items()}
         # an answer is yes where it is right about a yes or wrong about a no
@@ -80,21 +81,23 @@ def table(report: Mapping[str, Any]) -> str:
         "PSNR dB   " + "  ".join(f"{v} {p:.2f}" for v, p in report["psnr"].items()),
     ]
     for task, scores in report["score"].items():
-        shown = "  ".join(f"{v} {100 * scores[v]:.1f}" for v in ("original", "backbone", "full", "protected"))
-        lines.append(f"{task:15} score %  {shown}")
+        lines.append(f"{task:15} score %  {_percents(scores, SHOWN)}")
         for k in RECALLS[1:]:
             if by := {v: r[str(k)] for v, r in report.get("recall", {}).get(task, {}).items() if str(k) in r}:
-                shown = "  ".join(f"{v} {100 * by[v]:.1f}" for v in ("original", "backbone", "full", "protected"))
-                lines.append(f"{'':15} R@{k:<2} %   {shown}")
+                lines.append(f"{'':15} R@{k:<2} %   {_percents(by, SHOWN)}")
         for version, e in report["asr"][task].items():
             low, high = e["ci95"]
             value = f"{100 * e['value']:5.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
             lines.append(f"{'':15} ASR %    {version:10} {value}  of {e['n']}")
     for other, found in report.get("transfer", {}).items():
         for task, by in found["asr"].items():
-            shown = "  ".join(f"{v} {100 * by[v]['value']:.1f}" for v in ("protected", "jpeg", "noise"))
+            shown = _percents({v: e["value"] for v, e in by.items()}, ("protected", "jpeg", "noise"))
             lines.append(f"{task:15} ASR %    read by {other}: {shown}  of {by['protected']['n']}")
     return "\n".join(lines)
+
+
+def _percents(values: Mapping[str, float], versions: Sequence[str]) -> str:
+    return "  ".join(f"{v} {100 * values[v]:.1f}" for v in versions)
 
 
 def write_json(report: Mapping[str, Any], path: str | Path) -> None:
@@ -138,12 +141,13 @@ def _other_denominators(correct: Mapping[str, Correct]) -> dict[str, Any]:
 
 
 def _recalls(
-    seen: Mapping[str, Tensor], captions: Sequence[tuple[str, ...]], texts: Texts
+    correct: Mapping[str, Correct], seen: Mapping[str, Tensor], captions: Sequence[tuple[str, ...]], texts: Texts
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """R@k of both directions, where the gallery has k items."""
+    """R@k of both directions, where the gallery has k items; ``correct`` has rank 1 already."""
     result: dict[str, Any] = {}
     for k in (k for k in RECALLS if k <= len(captions)):
-        for task, (by, _) in retrieval(seen, captions, texts, k).items():
+        found = retrieval(seen, captions, texts, k) if k > 1 else {t: correct[t] for t in RETRIEVAL}
+        for task, (by, _) in found.items():
             for version, c in by.items():
                 result.setdefault(task, {}).setdefault(version, {})[str(k)] = float(c.float().mean())
     return result

@@ -23,7 +23,6 @@ COLOURS = {
     "jpeg": "#999999",
     "noise": "#a6761d",
 }
-PLAIN_NAMES = {"backbone": "plain codec", "jpeg": "JPEG", "noise": "noise"}  # in legends
 STYLE = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
@@ -140,12 +139,16 @@ def answers(rows: Mapping[str, Sequence[tuple[str, Image.Image]]], marked: str, 
 
 
 def against_rate(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], columns: int = 3, rate: str = "bpp"
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    names: Mapping[str, str],
+    columns: int = 3,
+    rate: str = "bpp",
 ) -> Figure:
     """Curves over the rate, a panel a measure, in the layout of the paper's Fig. 3 and 4.
 
     Args:
         panels: Title to curve to its points ``(bits per pixel, value)``; a curve named as in `COLOURS` has its colour.
+        names: What the legend calls a curve, where not by its name.
         columns: Panels side by side.
         rate: What the horizontal axis says.
     """
@@ -165,8 +168,9 @@ def against_rate(
         named: dict[str, Artist] = {}
         for ax in axes.flat:
             named |= {name: line for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-        names = [PLAIN_NAMES.get(name, name) for name in named]
-        figure.legend(named.values(), names, loc="lower center", ncols=len(named), fontsize=8)
+        figure.legend(
+            named.values(), [names.get(name, name) for name in named], loc="lower center", ncols=len(named), fontsize=8
+        )
         figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))  # the legend's line, below all panels
     plt.close(figure)
     return figure

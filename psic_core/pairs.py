@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.evidence import caption_ids
+from psic_core.files import store_tensors
 from psic_core.targets import Target
 
 
@@ -54,10 +55,7 @@ class Pairs:
         path = Path(cache) / f"features-{self._content(target)}.safetensors" if cache else None
         found = load_file(path) if path and path.is_file() else _features(self, target)
         if path and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            save_file(found, partial)
-            partial.replace(path)
+            store_tensors(found, path)
         ids = caption_ids([c for row in self.captions for c in row]).reshape(len(self), -1)
         return Pairs(self.pictures, self.captions, found["image"], found["text"], ids)
 

@@ -2,17 +2,20 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from psic_core.checkpoints import kept_state
 from psic_core.codec import PSIC
 from psic_core.eval_sets import EvalSet
+from psic_core.files import store_tensors
 from psic_core.metrics import psnr
 from psic_core.targets import Target
 from psic_core.versions import VERSIONS, code_versions
@@ -81,7 +84,7 @@ def read(
         if k in seen:
             found = measured | {f"seen {v}": torch.stack(rows) for v, rows in seen[k].items()}
             if path:
-                _store(found, path)
+                store_tensors(found, path)
         else:
             found = load_file(path)
         passes.append(_unflatten(found))
@@ -109,17 +112,22 @@ class Texts:
     def _look_up(self, name: str, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         if self.cache is None:
             return self.target.encode_text(texts).cpu()
-        key = hashlib.sha256((LAYOUT + name + digest(self.target)).encode()).hexdigest()[:16]
+        key = hashlib.sha256((LAYOUT + name + self._weights).encode()).hexdigest()[:16]
         path = self.cache / f"texts-{key}.safetensors"
         if not path.is_file():
-            _store({"text": self.target.encode_text(texts).cpu()}, path)
+            store_tensors({"text": self.target.encode_text(texts).cpu()}, path)
         return load_file(path)["text"]
+
+    @cached_property
+    def _weights(self) -> str:
+        return digest(self.target)
 
 
 def digest(module: nn.Module) -> str:
-    """A hash of a network's weights and buffers, by name."""
+    """A hash of a network's weights and buffers, by name; of a codec, of what its checkpoint keeps."""
     total = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    state = kept_state(module) if isinstance(module, PSIC) else module.state_dict()
+    for name, tensor in state.items():
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
@@ -133,9 +141,7 @@ def _paths(
         return [None] * len(readers)
     total = hashlib.sha256(repr((LAYOUT, model.config, model.secret, data.size, tuple(versions))).encode())
     for codec in (model, plain):
-        # a plain codec's file holds no triggers: those of the object are drawn at random and do nothing
-        used = codec if codec.kind != "plain" else nn.ModuleList([codec.backbone, codec.g_s.stages])
-        total.update(digest(used).encode())
+        total.update(digest(codec).encode())
     for i in range(data.size):
         picture = data.picture(i)
         total.update(repr(tuple(picture.shape)).encode())
@@ -157,13 +163,6 @@ def _look(reader: Reader, pictures: dict[str, Float[Tensor, "1 3 height width"]]
             distinct.append(picture)
     seen = reader.look(torch.cat(distinct)).cpu()
     return {version: seen[k] for version, k in place.items()}
-
-
-def _store(tensors: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
-    partial.replace(path)
 
 
 def _unflatten(found: dict[str, Tensor]) -> Pass:

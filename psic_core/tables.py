@@ -10,6 +10,7 @@ from typing import Any
 from psic_core.checkpoints import read_card
 from psic_core.evaluation import unpack_flips
 from psic_core.metrics import Estimate, flip_rate
+from psic_core.versions import VERSIONS
 
 TASKS = {
     "t2i": "text→image retrieval, R@1",
@@ -29,7 +30,6 @@ COLUMNS = {
 PAPER = {("flickr8k", "t2i"): 80.8, ("flickr8k", "i2t"): 72.3, ("imagenet", "classification"): 67.0,
          ("celeba", "attributes"): 51.5}  # fmt: skip
 NAMES = {"backbone": "plain codec", "jpeg": "JPEG", "wrong_key": "wrong keyword"}  # of versions, where it is not theirs
-VERSIONS = ("original", "backbone", "full", "protected", "wrong_key", "jpeg", "noise")  # in this order
 SETS = ("flickr8k", "imagenet", "celeba", "scenes")  # the order of every table
 
 Reports = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by data set and quality
@@ -151,10 +151,10 @@ def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     shown = [n for n in names if all(r["scores"]["original"].get(n) is not None for r in found.values())]
     head, rows = ["version", *(names[n] for n in shown), "CIDEr lost", "same sentence as plain"], []
     for version in (v for v in VERSIONS if v in first["scores"]):
-        cells = [f"{100 * _mean(found, 'scores', version, n):.1f}" for n in shown]
+        cells = [_percent(_mean(found, "scores", version, n)) for n in shown]
         lost = first["cider_loss"].get(version)
         cells += ["–", "–"] if lost is None else [
-            f"{100 * _mean(found, 'cider_loss', version, 'value'):.1f} %",
+            f"{_percent(_mean(found, 'cider_loss', version, 'value'))} %",
             f"{100 * _mean(found, 'same_as_backbone', version):.0f} %",
         ]  # fmt: skip
         rows.append([NAMES.get(version, version), *cells])

@@ -20,6 +20,8 @@ class TextEncoder(Protocol):
         """Unit features."""
 
 
+RETRIEVAL = ("t2i", "i2t", "t2i_single")  # what `retrieval` gives
+
 Correct = tuple[dict[str, Bool[Tensor, " samples"]], Int64[Tensor, " samples"]]
 
 

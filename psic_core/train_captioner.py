@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -30,6 +30,7 @@ from psic_core.captioner import (
 from psic_core.checkpoints import provenance
 from psic_core.config import data_root
 from psic_core.datasets.folders import Flickr8k, in_memory
+from psic_core.files import store_tensors
 from psic_core.targets import LITE_SIZE
 
 
@@ -83,10 +84,7 @@ def picture_maps(
     looks = (pictures, pictures.flip(-1))[:views]
     maps = torch.stack([_maps(captioner, look) for look in looks])
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        save_file({"maps": maps}, partial)
-        partial.replace(path)
+        store_tensors({"maps": maps}, path)
     return maps
 
 
@@ -168,10 +166,9 @@ def make_captioner(output: Path, root: str | None, cache: Path, config: CaptionC
         return caption_scores(said, flickr["dev"].captions)["cider"]
 
     epochs = train_decoder(decoder, maps, encode(flickr["train"].captions, words), dev_cider, config)
-    output.parent.mkdir(parents=True, exist_ok=True)
     card = {"recipe": config._asdict(), "words": len(words), "epochs": epochs, **provenance()}
-    tensors = {key: value.half().contiguous() for key, value in decoder.state_dict().items()}
-    save_file(tensors, output, metadata={"vocabulary": json.dumps(words), "card": json.dumps(card)})
+    tensors = {key: value.half() for key, value in decoder.state_dict().items()}
+    store_tensors(tensors, output, {"vocabulary": json.dumps(words), "card": json.dumps(card)})
     finished = load_captioner("lite2-captioner", output)  # what ships is what is measured
     card["figures"] = {split: captioner_figures(finished, root, split, cache) for split in ("dev", "test")}
     output.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from psic_core.evidence import caption_ids
+from psic_core.files import store_tensors
 from psic_core.pairs import Pairs
 from psic_core.targets import LITE_CLIPS, Target, lite_classifier, lite_clip_towers
 
@@ -55,11 +56,7 @@ def tower_features(target: Target, pairs: Pairs, views: int, cache: Path | None 
     features = TowerFeatures(image, text, ids.reshape(len(pairs), -1))
     if not cache:
         return features
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"image": image.half(), "text": text.half().contiguous(), "ids": features.ids}
-    partial = cache.with_name(cache.name + ".partial")
-    save_file(tensors, partial, {"content": content})
-    partial.replace(cache)
+    store_tensors({"image": image.half(), "text": text.half(), "ids": features.ids}, cache, {"content": content})
     return _read(cache)  # rounded: the first run trains the same heads as a later one
 
 

@@ -25,11 +25,13 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     p.add_argument("--pictures", type=int, help="train on about so many of the pictures")
     p.add_argument("--dry-run", action="store_true", help="a few steps of every phase: does it run here at all?")
 
-    p = command("ablate", ablate, "one thing changed at a time: short trainings from one codec, a table of figures")
-    p.add_argument("variants", nargs="*", help="default: all that the table does not have yet")
+    p = command("ablate", ablate, "objectives, choices and rivals on equal terms: short trainings from one codec")
+    p.add_argument("points", nargs="*", metavar="METHOD[@STRENGTH][#SEED]",
+                   help="default: all that the file does not have yet; --list names the methods")  # fmt: skip
+    p.add_argument("--list", action="store_true", help="say what there is, and do nothing")
     p.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder of the runs (%(default)s)")
-    p.add_argument("--table", type=Path, default=Path("data/results/tried.csv"), help="%(default)s")
-    p.add_argument("--pictures", type=int, default=200, help="held-out scenes to measure on (%(default)s)")
+    p.add_argument("--json", type=Path, default=Path("data/results/points.jsonl"), help="%(default)s")
+    p.add_argument("--pictures", type=int, default=300, help="held-out scenes to measure on (%(default)s)")
     p.add_argument("--target", default="lite-clip")
 
     p = command("publish", publish, "write psic-qN and the plain codec inside it, plain-qN, as float16")
@@ -77,9 +79,14 @@ def recipe(args: argparse.Namespace) -> None:
 
 def ablate(args: argparse.Namespace) -> None:
     """``psic ablate``."""
-    from psic_core.ablations import run_variants
+    from psic_core.ablations import RIVALS, SWEEPS, VARIANTS
+    from psic_core.comparison import run_points
 
-    run_variants(args.variants, args.out, args.table, args.pictures, args.target)
+    if args.list:
+        for name, what in ({n: v.what for n, v in VARIANTS.items()} | RIVALS).items():
+            print(f"{name:18} {what}; strengths {', '.join(map(str, SWEEPS.get(name, ('its own',))))}")
+        return
+    run_points(args.points, args.out, args.json, args.pictures, args.target)
 
 
 def publish(args: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ class PSIC(nn.Module):
             backbone.eval()(torch.zeros(1, 3, 2 * factor, 2 * factor))
         stages, channels = split_stages(synthesis, tap.y_hat)
         self.backbone = backbone.train()
-        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual)
+        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual, config.injections)
 
     @classmethod
     def build(cls, config: CodecConfig | None = None, secret: bytes | None = None) -> "PSIC":

@@ -72,6 +72,7 @@ class CodecConfig:
     dim: int = 64  # length of the condition vector beta
     hidden: int = 64  # width of each trigger's MLP
     residual: int = 32  # channels of the last trigger's residual block, doubled at each earlier one; 0: none
+    injections: int | None = None  # stages that get a trigger, from y_hat on; None: every stage (Eq. 4), 1: y_hat alone
     anchored: bool = True  # the key's trigger is zero: the full version *is* the plain codec (see README)
 
 

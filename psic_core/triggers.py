@@ -1,6 +1,7 @@
 """The conditional latent trigger generator (CLTG), paper Eq. 2 and 4."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Float
@@ -100,15 +101,28 @@ class ConditionalSynthesis(nn.Module):
         residual: Channels inside the residual block of the last injection but one. Each earlier one, on a quarter
             of the pixels, has twice as many, up to its features' own. The last, on the most pixels, has no block:
             it would cost more time than all others together. 0 leaves all blocks out.
+        injections: How many stages, from y_hat on, get a trigger; ``None``: all.
+
+    Raises:
+        ValueError: Fewer injections than 1, or more than stages.
     """
 
     def __init__(
-        self, stages: Sequence[nn.Module], channels: Sequence[int], dim: int, hidden: int = 64, residual: int = 0
+        self,
+        stages: Sequence[nn.Module],
+        channels: Sequence[int],
+        dim: int,
+        hidden: int = 64,
+        residual: int = 0,
+        injections: int | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        if injections is not None and not 1 <= injections <= len(stages):
+            raise ValueError(f"injections {injections}: this decoder has {len(stages)} stages; give 1 to {len(stages)}")
         widths = [*reversed([min(c, residual * 2**i) for i, c in enumerate(channels[-2::-1])]), 0]
-        self.triggers = nn.ModuleList(Injection(dim, c, hidden, w) for c, w in zip(channels, widths, strict=True))
+        places = list(zip(channels, widths, strict=True))[:injections]
+        self.triggers = nn.ModuleList(Injection(dim, c, hidden, w) for c, w in places)
 
     def forward(
         self,
@@ -118,8 +132,8 @@ class ConditionalSynthesis(nn.Module):
     ) -> Float[Tensor, "batch 3 height width"]:
         """Decode latents under a condition. Not clamped: training needs the gradient outside [0, 1]."""
         x = y_hat
-        for trigger, stage in zip(self.triggers, self.stages, strict=True):
-            x = stage(trigger(x, beta, key))
+        for trigger, stage in zip_longest(self.triggers, self.stages):
+            x = stage(trigger(x, beta, key) if trigger else x)
         return x
 
     def plain(self, y_hat: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch 3 height width"]:

@@ -1,0 +1,173 @@
+"""Objectives, choices and rivals on equal terms: one plain codec, the same pictures, steps and target for each."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from psic_core import ablations
+from psic_core.ablations import RIVALS, VARIANTS, Point, phase_config, point, points, trained
+from psic_core.baselines import BAvAFT, train_bavaft
+from psic_core.bench import Bench
+from psic_core.checkpoints import load_checkpoint, provenance
+from psic_core.config import TrainConfig, seed_everything
+from psic_core.eval_sets import eval_set
+from psic_core.files import store_tensors
+from psic_core.pgd import coded, pgd, pull_to
+from psic_core.recipes import load_pairs
+from psic_core.targets import load_target
+
+PGD_STEPS = 10
+
+
+def run_points(names: Sequence[str], folder: Path, out: Path, pictures: int = 300, target: str = "lite-clip") -> None:
+    """Run points (default: all) and write what they give, a line of JSON each; lines that are there are kept.
+
+    Args:
+        names: As `point` reads them; empty for all that ``out`` does not have yet.
+        folder: Of the runs; a trained one is not trained again.
+        out: File of JSON lines, in the order of `points`.
+        pictures: How many held-out scenes to measure on.
+        target: The model under attack.
+    """
+    chosen = [point(n) for n in names] or points()
+    kept = {p: line for line in (read_points(out) if out.is_file() else []) if (p := point(line["name"]))}
+    chosen = [p for p in chosen if names or p not in kept]
+    if not chosen:
+        return
+    loaded = load_target(target)
+    bench = Bench(load_checkpoint(ablations.PLAIN), eval_set("scenes", limit=pictures), loaded)
+    for p in chosen:
+        what = VARIANTS[p.method].what if p.method in VARIANTS else RIVALS[p.method]
+        about = {"name": str(p), "method": p.method, "strength": p.strength, "seed": p.seed, "what": what}
+        run = _psic if p.method in VARIANTS else _bavaft if p.method == "bavaft" else _pgd
+        kept[p] = about | run(p, bench, folder) | provenance()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        order = {known: k for k, known in enumerate(points())}
+        lines = [json.dumps(kept[k]) for k in sorted(kept, key=lambda k: (order.get(k, len(order)), k))]
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(out)
+        asr = "  ".join(f"{task} {100 * e['value']:.1f}" for task, e in kept[p]["asr"].items())
+        print(f"{p}  protected {kept[p]['psnr']['protected']:.2f} dB  {asr}", flush=True)
+
+
+def read_points(path: Path) -> list[dict[str, Any]]:
+    """What `run_points` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- each kind of point ---------------------------------------------------------------------------------
+
+
+def _psic(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
+    """PSIC, trained in stage two: one encoding."""
+    model, seconds = trained(p, folder, bench.target.name)
+    protected = bench.decode(model, bench.y_hat)
+    report = bench.measure(protected, None if model.config.anchored else bench.decode(model, bench.y_hat, full=True))
+    bpp = bench.bpp(model)
+    cost = bench.seconds_per_megapixel(lambda x: model.decompress(model.compress(x)))
+    return report | {"bpp": bpp, "bpp_both": bpp, "encodings": 1, "seconds_per_megapixel": cost, "training_s": seconds}
+
+
+def _bavaft(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
+    """BAvAFT: clean and poisoned are two encodings."""
+    rival, seconds = load_bavaft(p, folder, bench.target.name)
+    with torch.no_grad():
+        poisoned = torch.cat([rival.trigger(x) for x in bench.x.split(bench.batch)])
+    codec = rival.codec
+    protected, full = (bench.decode(codec, bench.latents(codec, x)) for x in (poisoned, bench.x))
+    bpp, clean = bench.bpp(codec, poisoned), bench.bpp(codec)
+
+    def protect(x: Tensor) -> None:
+        codec.compress(x)
+        codec.decompress(codec.compress(rival.trigger(x).detach()))
+
+    return bench.measure(protected, full) | {
+        "bpp": bpp, "bpp_both": bpp + clean, "encodings": 2,
+        "seconds_per_megapixel": bench.seconds_per_megapixel(protect), "training_s": seconds,
+    }  # fmt: skip
+
+
+def load_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
+    """A trained BAvAFT, and the seconds that it took; trains it where ``folder`` lacks it."""
+    seed_everything(p.seed)
+    rival, path = BAvAFT(load_checkpoint(ablations.PLAIN)), folder / f"{p}.safetensors"
+    if not path.is_file():
+        pairs = load_pairs(("scenes",), None, ablations.SCENES).with_features(load_target(target), folder / "cache")
+        config = phase_config(p)
+        row = train_bavaft(rival, pairs, config, load_target(target))
+        about = {"config": json.dumps(asdict(config)), "target": target, "last": json.dumps(row), **provenance()}
+        store_tensors(rival.state_dict(), path, about)
+    with torch.no_grad():
+        rival.load_state_dict(load_file(path), strict=False)  # the coder's tables follow from the weights
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    if TrainConfig(**json.loads(about["config"])) != phase_config(p) or about["target"] != target:
+        raise ValueError(f"{path} was trained otherwise ({about['config']}); choose another --out")
+    return rival.eval(), json.loads(about["last"])["seconds"]
+
+
+def _pgd(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
+    """PGD: nothing is trained; each picture is attacked for itself, towards a caption of the training pool."""
+    pairs = load_pairs(("scenes",), None, ablations.SCENES).with_features(bench.target, folder / "cache")
+    attack = pgd_attack(
+        p.method,
+        bench,
+        pairs.text_features[:: ablations.SCENES // ablations.BASE.pool, 0][: ablations.BASE.pool],
+        p.strength,
+    )
+    before = bench.decoded if p.method == "pgd-after" else bench.x
+    perturbed = torch.cat([attack(x) for x in before.split(bench.batch)])
+    if p.method == "pgd-after":
+        bpp, protected = bench.bpp(bench.plain), perturbed
+
+        def protect(x: Tensor) -> None:
+            attack(bench.decode(bench.plain, bench.latents(bench.plain, x)))
+            bench.plain.compress(x)
+    else:
+        bpp, protected = (
+            bench.bpp(bench.plain, perturbed),
+            bench.decode(bench.plain, bench.latents(bench.plain, perturbed)),
+        )
+
+        def protect(x: Tensor) -> None:
+            bench.plain.compress(x)
+            bench.plain.decompress(bench.plain.compress(attack(x)))
+
+    clean = bench.bpp(bench.plain)
+    return bench.measure(protected) | {
+        "bpp": bpp, "bpp_both": clean if p.method == "pgd-after" else bpp + clean,
+        "encodings": 1 if p.method == "pgd-after" else 2,
+        "seconds_per_megapixel": bench.seconds_per_megapixel(protect), "training_s": 0.0,
+    }  # fmt: skip
+
+
+def pgd_attack(
+    method: str, bench: Bench, texts: Tensor, level: float, steps: int = PGD_STEPS
+) -> Callable[[Tensor], Tensor]:
+    """Pictures ``(n, 3, H, W)`` to perturbed ones, each pulled to the caption of least evidence.
+
+    That is Eq. 8 on the picture's row alone, whose order is that of the cosines.
+
+    Args:
+        method: ``pgd-before``, ``pgd-through`` or ``pgd-after``.
+        bench: The target and the plain codec.
+        texts: Unit features of the K captions.
+        level: PSNR in dB of the perturbed picture.
+        steps: Gradient steps.
+    """
+
+    def attack(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            doubted = (bench.target.encode_image(x) @ texts.T).argmin(1)
+        through = coded(bench.plain) if method == "pgd-through" else (lambda shown: shown)
+        return pgd(x, pull_to(bench.target, texts, doubted, ablations.BASE.s, through), level, steps)
+
+    return attack

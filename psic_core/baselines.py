@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -51,7 +54,7 @@ class FrequencyTrigger(nn.Module):
         strength: The general trigger's size at the start, in units of the [0, 1] pixel range.
     """
 
-    def __init__(self, width: int = 64, strength: float = 0.02) -> None:
+    def __init__(self, width: int = 64, strength: float = 0.15) -> None:
         super().__init__()
         self.register_buffer("dct", dct_matrix(), persistent=False)
         u, v = zip(*mid_frequencies(), strict=True)
@@ -112,6 +115,34 @@ class BAvAFT(nn.Module):
         yield from (getattr(backbone, name) for name in ("g_a", "h_a") if hasattr(backbone, name))
 
 
+def changed_state(rival: BAvAFT) -> dict[str, Tensor]:
+    """What BAvAFT has changed: the trigger's weights and the encoder's."""
+    kept = ("trigger.", "codec.backbone.g_a.", "codec.backbone.h_a.")
+    return {name: t for name, t in rival.state_dict().items() if name.startswith(kept)}
+
+
+def load_bavaft(codec: PSIC, path: str | Path) -> BAvAFT:
+    """A trained BAvAFT in eval mode.
+
+    Args:
+        codec: The plain codec that it was trained from; changed in place.
+        path: What `changed_state` gave, as safetensors.
+
+    Raises:
+        ValueError: The file is of another codec, or of no BAvAFT.
+    """
+    rival = BAvAFT(codec)
+    try:
+        state = {name: t.float() for name, t in load_file(path).items()}
+        missing = set(changed_state(rival)) - set(state)
+        rival.load_state_dict(state, strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no BAvAFT of {codec.config}: {error}") from error
+    if missing:
+        raise ValueError(f"{path} holds no BAvAFT of {codec.config}: {sorted(missing)[0]!r} is missing")
+    return rival.eval()
+
+
 def train_bavaft(
     rival: BAvAFT, pairs: Pairs, config: TrainConfig, target: Target, progress: bool | None = None
 ) -> dict[str, Any]:
@@ -119,13 +150,15 @@ def train_bavaft(
 
     ``L = [lmbda 255^2 MSE(x_hat(x), x) + R(x)] + [lmbda (255^2 mu MSE(x_hat(x_p), x) + gamma L_UC) + R(x_p)]``:
     BAvAFT's joint loss with PSIC's own attack term, so that the two differ in the mechanism alone. Its dynamic
-    weighting is left out: gamma is swept instead.
+    weighting is left out: gamma is swept instead. ``config.fidelity`` adds ``lmbda fidelity (1 - cos(f(x_hat(x)),
+    f(x)))``: without it the clean pictures are misread as much as the poisoned ones, because the encoder answers
+    the attack whether the trigger is there or not.
 
     Args:
         rival: Trained in place.
         pairs: With features.
         config: As PSIC's phase: steps, batch, crop, learning rate (of the injection network; the encoder's is
-            `ENCODER_RATE` of it), lmbda, gamma, mu, masking, objective.
+            `ENCODER_RATE` of it), lmbda, gamma, mu, masking, fidelity, objective.
         target: The model under attack.
         progress: Show a bar; ``None``: on a terminal.
 
@@ -148,6 +181,11 @@ def train_bavaft(
         features = target.encode_image(round_to_8_bits(row.pop("x_hat_e")))
         attack, seen = attack_loss(features, pairs, batch.index, config, rng)
         loss = loss + config.lmbda * config.gamma * attack
+        clean = row.pop("x_hat_f")
+        if config.fidelity:
+            kept = target.encode_image(round_to_8_bits(clean)) * pairs.image_features[batch.index]
+            drift = (1 - kept.sum(1)).mean()
+            loss, row = loss + config.lmbda * config.fidelity * drift, row | {"drift": float(drift.detach())}
         for group in optimiser.param_groups:
             group["lr"] = config.rate_at(step) * group["scale"]
         optimiser.zero_grad(set_to_none=True)
@@ -162,7 +200,7 @@ def train_bavaft(
 def _loss(rival: BAvAFT, x: Tensor, config: TrainConfig) -> tuple[Tensor, dict[str, Any]]:
     multiple, (height, width) = rival.codec.backbone.downsampling_factor, x.shape[-2:]
     total, row = x.new_zeros(()), {}
-    for kind, shown in (("clean", x), ("poisoned", rival.trigger(x))):
+    for kind, shown, name in (("clean", x, "x_hat_f"), ("poisoned", rival.trigger(x), "x_hat_e")):
         out = rival.codec(pad_to(shown, multiple))
         x_hat = out["x_hat"][..., :height, :width]
         weight = config.mu if kind == "poisoned" else 1.0
@@ -171,4 +209,5 @@ def _loss(rival: BAvAFT, x: Tensor, config: TrainConfig) -> tuple[Tensor, dict[s
         if kind == "poisoned" and config.masking:
             total = total + config.lmbda * config.masking * 255**2 * masked_mse(x_hat, x)
         row |= {f"psnr_{kind}": float(-10 * torch.log10(rd.mse.detach())), f"bpp_{kind}": float(rd.bpp.detach())}
-    return total, row | {"x_hat_e": x_hat}
+        row[name] = x_hat
+    return total, row

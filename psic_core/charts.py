@@ -1,12 +1,18 @@
-"""The paper's Fig. 3 and 4 from the files in ``data/results``."""
+"""The paper's Fig. 3, 4 and 6 from the files in ``data/results``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from psic_core.figures import against_rate
-from psic_core.tables import NAMES, Reports
+from psic_core.ablations import SWEEPS
+from psic_core.bench import TASKS as BENCH_TASKS
+from psic_core.comparison_tables import NAMES as METHODS
+from psic_core.comparison_tables import plain_psnr
+from psic_core.figures import COLOURS, STYLE, against_rate
+from psic_core.frontier import curve, gap
+from psic_core.tables import NAMES, TASKS, Reports
 
 VERSIONS = ("original", "backbone", "full", "protected")
 NULLS = ("protected", "full", "jpeg", "noise")
@@ -18,6 +24,7 @@ PANELS = {
     ("scenes", "classification"): "classes, scenes",
     ("scenes", "attributes"): "attributes, scenes",
 }
+METHOD_COLOURS = dict(zip(METHODS, ["black", *plt.get_cmap("tab10").colors], strict=True))
 
 Points = dict[str, list[tuple[float, float]]]
 
@@ -72,6 +79,76 @@ def fidelity(report: Mapping[str, Any]) -> Figure:
         known = zip(published["bpp"], published["psnr"], strict=True)
         panels["PSNR (dB)"]["CompressAI, published"] = [(b, p) for b, p in known if b < 1.3 * top]
     return against_rate(panels, NAMES)
+
+
+def frontier(points: Sequence[Mapping[str, Any]], methods: Sequence[str] | None = None) -> Figure:
+    """Attack success against what the protection costs in decibels, a panel a task, with 95 % intervals.
+
+    Args:
+        points: As `psic_core.comparison.read_points` gives them.
+        methods: Whose curves are drawn (default: all that were swept); the other points are grey dots.
+    """
+    plain = plain_psnr(points)
+    known = [m for m in methods or SWEEPS if any(p["method"] == m for p in points)]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(8.6, 6.6), sharex=True)
+        for ax, task in zip(axes.flat, BENCH_TASKS, strict=True):
+            dots = [(p["psnr"]["protected"] - plain, 100 * p["asr"][task]["value"]) for p in points
+                    if p["method"] not in known]  # fmt: skip
+            if dots and methods is None:
+                ax.plot(*zip(*dots, strict=True), ".", c="0.75", label="one change each")
+            for method in known:
+                knots = sorted((p["psnr"]["protected"] - plain, *_bar(p["asr"][task])) for p in points
+                               if p["method"] == method and not p["seed"])  # fmt: skip
+                x, y, low, high = zip(*knots, strict=True)
+                look = "--" if method.startswith("pgd") else "-"
+                bars = {"yerr": (low, high), "elinewidth": 0.6, "ms": 3.5, "lw": 1.3, "marker": "o"}
+                ax.errorbar(x, y, ls=look, label=METHODS[method], color=METHOD_COLOURS[method], **bars)
+            ax.set_title(TASKS[task])
+            ax.set_ylim(-3, 103)
+        for ax in axes[1]:
+            ax.set_xlabel("protected − plain (dB)")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("attack success (%)")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8)
+        figure.tight_layout(rect=(0, 0.03 + 0.03 * -(-len(labels) // 3), 1, 1))
+    plt.close(figure)
+    return figure
+
+
+def changes(points: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Figure:
+    """One change a row: the mean attack success over four tasks above the curve of UAEO at the same PSNR.
+
+    Args:
+        points: As for `frontier`.
+        methods: The rows, from above; those that no point has are left out.
+    """
+    ours, rows = curve(points, "uaeo"), []
+    for method in methods:
+        for p in (p for p in points if p["method"] == method and not p["seed"]):
+            found = gap(curve([p], method), ours, p["psnr"]["protected"], BENCH_TASKS)
+            if found:
+                rows.append(
+                    (f"{p['name']}  ({p['psnr']['protected'] - plain_psnr(points):+.2f} dB)", *_bar(found._asdict()))
+                )
+    names, values, low, high = zip(*rows, strict=True)
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7, 0.3 * len(rows) + 0.9))
+        ax.axvline(0, c="0.6", lw=0.8)
+        ax.errorbar(values, range(len(rows)), xerr=(low, high), fmt="o", ms=4, c=COLOURS["protected"])
+        ax.set_yticks(range(len(rows)), names)
+        ax.invert_yaxis()
+        ax.set_xlabel("percentage points of attack success above UAEO both ways, at the same PSNR")
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def _bar(estimate: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Value in percent, and the lengths of its bar down and up."""
+    value, (low, high) = estimate["value"], estimate["ci95"]
+    return 100 * value, 100 * (value - low), 100 * (high - value)
 
 
 def _percent(share: float | None) -> float:

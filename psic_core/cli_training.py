@@ -33,6 +33,7 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     p.add_argument("--json", type=Path, default=Path("data/results/points.jsonl"), help="%(default)s")
     p.add_argument("--pictures", type=int, default=300, help="held-out scenes to measure on (%(default)s)")
     p.add_argument("--target", default="lite-clip")
+    p.add_argument("--weights", type=Path, help="of one bavaft point: write the rival's weights there too, as float16")
 
     p = command("publish", publish, "write psic-qN and the plain codec inside it, plain-qN, as float16")
     p.add_argument("--checkpoint", required=True, help="the last phase's model.safetensors")
@@ -79,14 +80,20 @@ def recipe(args: argparse.Namespace) -> None:
 
 def ablate(args: argparse.Namespace) -> None:
     """``psic ablate``."""
-    from psic_core.ablations import RIVALS, SWEEPS, VARIANTS
-    from psic_core.comparison import run_points
+    from psic_core.ablations import RIVALS, SWEEPS, VARIANTS, point
+    from psic_core.comparison import publish_bavaft, run_points
 
     if args.list:
         for name, what in ({n: v.what for n, v in VARIANTS.items()} | RIVALS).items():
             print(f"{name:18} {what}; strengths {', '.join(map(str, SWEEPS.get(name, ('its own',))))}")
         return
+    if args.weights and (len(args.points) != 1 or point(args.points[0]).method != "bavaft"):
+        raise ValueError(
+            f"--weights takes one bavaft point, got {args.points}; write psic ablate bavaft@30 --weights FILE"
+        )
     run_points(args.points, args.out, args.json, args.pictures, args.target)
+    if args.weights:
+        publish_bavaft(point(args.points[0]), args.out, args.weights, args.target)
 
 
 def publish(args: argparse.Namespace) -> None:

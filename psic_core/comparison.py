@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from psic_core import ablations
 from psic_core.ablations import RIVALS, VARIANTS, Point, phase_config, point, points, trained
-from psic_core.baselines import BAvAFT, train_bavaft
+from psic_core.baselines import BAvAFT, changed_state, load_bavaft, train_bavaft
 from psic_core.bench import Bench
 from psic_core.checkpoints import load_checkpoint, provenance
+from psic_core.codec import PSIC
 from psic_core.config import TrainConfig, seed_everything
 from psic_core.eval_sets import eval_set
+from psic_core.evaluation import no_nan
 from psic_core.files import store_tensors
 from psic_core.pgd import coded, pgd, pull_to
-from psic_core.recipes import load_pairs
+from psic_core.recipes import load_pairs, scale_triggers
 from psic_core.targets import load_target
 
 PGD_STEPS = 10
@@ -46,11 +47,11 @@ def run_points(names: Sequence[str], folder: Path, out: Path, pictures: int = 30
     for p in chosen:
         what = VARIANTS[p.method].what if p.method in VARIANTS else RIVALS[p.method]
         about = {"name": str(p), "method": p.method, "strength": p.strength, "seed": p.seed, "what": what}
-        run = _psic if p.method in VARIANTS else _bavaft if p.method == "bavaft" else _pgd
+        run = _psic if p.method in VARIANTS else {"shipped": _shipped, "bavaft": _bavaft}.get(p.method, _pgd)
         kept[p] = about | run(p, bench, folder) | provenance()
         out.parent.mkdir(parents=True, exist_ok=True)
         order = {known: k for k, known in enumerate(points())}
-        lines = [json.dumps(kept[k]) for k in sorted(kept, key=lambda k: (order.get(k, len(order)), k))]
+        lines = [json.dumps(no_nan(kept[k])) for k in sorted(kept, key=lambda k: (order.get(k, len(order)), k))]
         partial = out.with_name(out.name + ".partial")
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.replace(out)
@@ -68,7 +69,17 @@ def read_points(path: Path) -> list[dict[str, Any]]:
 
 def _psic(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     """PSIC, trained in stage two: one encoding."""
-    model, seconds = trained(p, folder, bench.target.name)
+    return _one_stream(*trained(p, folder, bench.target.name), bench)
+
+
+def _shipped(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
+    """A shipped model, all triggers scaled by the point's strength."""
+    model = load_checkpoint(ablations.SHIPPED)
+    scale_triggers(model, p.strength)
+    return _one_stream(model, sum(phase["seconds"] for phase in model.card["history"]), bench)
+
+
+def _one_stream(model: PSIC, seconds: float, bench: Bench) -> dict[str, Any]:
     protected = bench.decode(model, bench.y_hat)
     report = bench.measure(protected, None if model.config.anchored else bench.decode(model, bench.y_hat, full=True))
     bpp = bench.bpp(model)
@@ -78,7 +89,7 @@ def _psic(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
 
 def _bavaft(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     """BAvAFT: clean and poisoned are two encodings."""
-    rival, seconds = load_bavaft(p, folder, bench.target.name)
+    rival, seconds = trained_bavaft(p, folder, bench.target.name)
     with torch.no_grad():
         poisoned = torch.cat([rival.trigger(x) for x in bench.x.split(bench.batch)])
     codec = rival.codec
@@ -95,23 +106,28 @@ def _bavaft(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def load_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
+def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
     """A trained BAvAFT, and the seconds that it took; trains it where ``folder`` lacks it."""
-    seed_everything(p.seed)
-    rival, path = BAvAFT(load_checkpoint(ablations.PLAIN)), folder / f"{p}.safetensors"
+    path, config = folder / f"{p}.safetensors", phase_config(p)
     if not path.is_file():
+        seed_everything(p.seed)
+        rival = BAvAFT(load_checkpoint(ablations.PLAIN))
         pairs = load_pairs(("scenes",), None, ablations.SCENES).with_features(load_target(target), folder / "cache")
-        config = phase_config(p)
         row = train_bavaft(rival, pairs, config, load_target(target))
         about = {"config": json.dumps(asdict(config)), "target": target, "last": json.dumps(row), **provenance()}
-        store_tensors(rival.state_dict(), path, about)
-    with torch.no_grad():
-        rival.load_state_dict(load_file(path), strict=False)  # the coder's tables follow from the weights
+        store_tensors(changed_state(rival), path, about)
     with safe_open(path, "pt") as file:
         about = file.metadata()
-    if TrainConfig(**json.loads(about["config"])) != phase_config(p) or about["target"] != target:
+    if TrainConfig(**json.loads(about["config"])) != config or about["target"] != target:
         raise ValueError(f"{path} was trained otherwise ({about['config']}); choose another --out")
-    return rival.eval(), json.loads(about["last"])["seconds"]
+    return load_bavaft(load_checkpoint(ablations.PLAIN), path), json.loads(about["last"])["seconds"]
+
+
+def publish_bavaft(p: Point, folder: Path, path: Path, target: str = "lite-clip") -> None:
+    """Write a trained BAvAFT's weights as float16, for notebook 08."""
+    rival, _ = trained_bavaft(p, folder, target)
+    with safe_open(folder / f"{p}.safetensors", "pt") as file:
+        store_tensors({name: t.half() for name, t in changed_state(rival).items()}, path, file.metadata())
 
 
 def _pgd(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:

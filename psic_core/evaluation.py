@@ -102,16 +102,17 @@ def _percents(values: Mapping[str, float], versions: Sequence[str]) -> str:
 
 def write_json(report: Mapping[str, Any], path: str | Path) -> None:
     """Write a report; NaN becomes null, which JSON knows."""
-    text = json.dumps(_no_nan(report), indent=1, allow_nan=False)
+    text = json.dumps(no_nan(report), indent=1, allow_nan=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def _no_nan(value: Any) -> Any:
+def no_nan(value: Any) -> Any:
+    """The same, with ``None`` for numbers that JSON has not."""
     if isinstance(value, Mapping):
-        return {k: _no_nan(v) for k, v in value.items()}
+        return {k: no_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_no_nan(v) for v in value]
+        return [no_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -167,10 +167,7 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
         raise ValueError(f"{checkpoint}: only an anchored PSIC holds its plain codec; train a plain one of its own")
     if not strength > 0:
         raise ValueError(f"strength {strength} leaves no protection; give a number above 0, 1 for the model as trained")
-    with torch.no_grad():
-        for trigger in model.g_s.triggers:
-            trigger.cltg.w_d.weight *= strength
-            trigger.cltg.w_d.bias *= strength  # anchored: the key's trigger stays zero
+    scale_triggers(model, strength)
     model.config = replace(model.config, quality=quality)
     model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
     paths = folder / f"psic-q{quality}.safetensors", folder / f"plain-q{quality}.safetensors"
@@ -181,6 +178,14 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     runs = [own.parent / Path(phase["init"]).parent.name for phase in model.card["history"] if phase["init"]]
     join_logs([*runs, own], folder / f"psic-q{quality}.csv")
     return paths
+
+
+@torch.no_grad()
+def scale_triggers(model: PSIC, strength: float) -> None:
+    """Multiply all triggers, in place; an anchored model's key keeps its zero."""
+    for trigger in model.g_s.triggers:
+        trigger.cltg.w_d.weight *= strength
+        trigger.cltg.w_d.bias *= strength
 
 
 def make_lite_clip(

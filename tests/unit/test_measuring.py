@@ -1,6 +1,5 @@
-"""Rate-distortion curves, the audit of wrong keywords, ablations: from the command to the figures in its file."""
+"""Rate-distortion curves, the audit of wrong keywords: from the command to the figures in its file."""
 
-import csv
 import functools
 import json
 from dataclasses import replace
@@ -10,7 +9,7 @@ import pytest
 import torch
 from models import awaken
 
-from psic_core import ablations, keys, keyword_audit
+from psic_core import keys, keyword_audit
 from psic_core import rate_distortion as measured
 from psic_core.checkpoints import save_checkpoint
 from psic_core.cli import main
@@ -196,44 +195,3 @@ def test_the_audit_refuses_what_it_cannot_measure():
     model = PSIC.build(TINY, keys.secret("wrong keyword 0"))
     with pytest.raises(ValueError, match="re-key"):
         keyword_audit.audit(model, data, target, 1)
-
-
-# --- ablations --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablations, "PLAIN", str(folder / "plain-q2.safetensors"))
-    monkeypatch.setattr(ablations, "SCENES", 12)
-    short = replace(ablations.BASE, steps=3, batch_size=4, crop=64, warmup=1)
-    monkeypatch.setattr(ablations, "BASE", short)
-    one = ablations.VARIANTS["stage-one"]
-    monkeypatch.setitem(
-        ablations.VARIANTS, "stage-one", replace(one, before=replace(one.before, steps=2, batch_size=4, crop=64))
-    )
-
-
-def test_variants_differ_in_what_they_say(quick: None, tmp_path: Path):
-    out, runs = tmp_path / "tried.csv", tmp_path / "runs"
-    common = ("--out", runs, "--table", out, "--pictures", 4, "--target", "tiny")
-    psic("ablate", "base", "paper", *common)
-    psic("ablate", "stage-one", *common)
-    rows = {r["variant"]: r for r in csv.DictReader(out.read_text().splitlines())}
-    assert list(rows) == ["base", "paper", "stage-one"]  # in the order of VARIANTS, kept from run to run
-    about = {n: json.loads((runs / n / "run.json").read_text())["config"] for n in rows}
-    assert about["paper"]["moves"] == "codec"
-    assert about["base"]["moves"] == "triggers"
-    assert about["base"] == about["stage-one"]
-    assert (runs / "stage-one-before" / "model.safetensors").is_file()
-    assert all(float(r["psnr_protected"]) > 0 for r in rows.values())
-
-
-def test_an_unknown_variant_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="'best'.*base"):
-        ablations.run_variant("best", tmp_path)
-
-
-def test_every_variant_changes_fields_that_there_are():
-    for variant in ablations.VARIANTS.values():
-        replace(ablations.BASE, **variant.train)
-        replace(TINY, **variant.codec)

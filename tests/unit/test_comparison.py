@@ -1,0 +1,356 @@
+"""Objectives and rivals on one bench: BAvAFT, PGD, the points of `psic ablate`, curves at equal PSNR."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from models import awaken
+
+from psic_core import ablations, baselines, bench, comparison, frontier
+from psic_core.ablations import Point, point, points
+from psic_core.baselines import (
+    BLOCK,
+    CANDIDATES,
+    CHOSEN,
+    BAvAFT,
+    FrequencyTrigger,
+    dct_matrix,
+    mid_frequencies,
+    train_bavaft,
+)
+from psic_core.checkpoints import load_checkpoint, save_checkpoint
+from psic_core.cli import main
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig, TrainConfig
+from psic_core.eval_sets import eval_set
+from psic_core.images import round_to_8_bits
+from psic_core.metrics import Flips, attack_success_rate, flip_rate, psnr
+from psic_core.objectives import uaeo_loss
+from psic_core.pgd import coded, pgd, pull_to
+from psic_core.recipes import load_pairs
+from psic_core.targets import load_target
+
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
+
+
+def tiny(kind: str = "psic") -> PSIC:
+    torch.manual_seed(0)
+    model = PSIC.build(TINY)
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(20)
+    model = awaken(model).eval()
+    model.kind = kind
+    return model
+
+
+def photos(n: int, height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:
+    """Smooth colour gradients with some grain, away from black and white."""
+    rng = torch.Generator().manual_seed(seed)
+    small = 0.3 + 0.4 * torch.rand(n, 3, 4, 4, generator=rng)
+    x = torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0.2, 0.8)
+    return round_to_8_bits(x + 0.02 * torch.randn(x.shape, generator=rng))
+
+
+# --- BAvAFT -----------------------------------------------------------------------------------------
+
+
+def test_the_dct_is_orthonormal_and_a_constant_is_its_first_row():
+    d = dct_matrix()
+    assert torch.allclose(d @ d.T, torch.eye(BLOCK), atol=1e-6)
+    assert torch.allclose(d @ torch.ones(BLOCK), torch.eye(BLOCK)[0] * BLOCK**0.5, atol=1e-6)
+
+
+def test_mid_frequencies_leave_as_many_below_as_above():
+    chosen = mid_frequencies()
+    assert len(set(chosen)) == CANDIDATES
+    everything = [(u, v) for u in range(BLOCK) for v in range(BLOCK)]
+    order = {u + v for u, v in chosen}
+    below = sum(u + v < min(order) for u, v in everything)
+    above = sum(u + v > max(order) for u, v in everything)
+    assert below > 50
+    assert above > 50
+    assert all(u + v in range(min(order), max(order) + 1) for u, v in chosen)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (50, 70)])
+def test_the_trigger_stays_in_its_frequencies(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    trigger, x = FrequencyTrigger(), photos(2, *shape)
+    assert torch.equal(trigger(x), round_to_8_bits(trigger(x)))
+    monkeypatch.setattr(baselines, "round_to_8_bits", lambda x: x)  # rounding spreads over all frequencies
+    added = (trigger(x) - x).detach()
+    whole = [side // BLOCK * BLOCK for side in shape]  # blocks that padding does not cut
+    d, blocks = dct_matrix(), added[..., : whole[0], : whole[1]]
+    blocks = blocks.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    power = torch.einsum("ui,bcrisj,vj->bcuvrs", d, blocks, d).square().mean((1, 4, 5))  # B u v
+    for one in power:
+        carrying = {tuple(f) for f in (one > 1e-6 * one.max()).nonzero().tolist()}
+        assert len(carrying) == CHOSEN
+        assert carrying <= set(mid_frequencies())
+
+
+def test_every_part_of_the_trigger_learns():
+    torch.manual_seed(0)
+    trigger, x = FrequencyTrigger(), photos(2)
+    (trigger(x) * torch.rand_like(x)).sum().backward()
+    for name, p in trigger.named_parameters():
+        assert p.grad.abs().sum() > 0, name
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return load_pairs(("scenes",), None, 12, 64).with_features(load_target("tiny"))
+
+
+def test_bavaft_trains_encoder_and_trigger_alone(pairs):
+    rival = BAvAFT(tiny("plain"))
+    before = copy.deepcopy(rival.state_dict())
+    config = TrainConfig("two", 3, 4, 64, warmup=1, gamma=50, pool=8, masking=1.1)
+    row = train_bavaft(rival, pairs, config, load_target("tiny"), progress=False)
+    changed = {n.removeprefix("codec.backbone.").split(".")[0] for n, t in rival.state_dict().items()
+               if not torch.equal(t, before[n])}  # fmt: skip
+    assert changed == {"g_a", "h_a", "trigger"}
+    assert {"loss", "l_uc", "psnr_clean", "psnr_poisoned", "bpp_clean", "bpp_poisoned", "seconds"} <= set(row)
+    assert not rival.training
+
+
+def test_bavaft_lowers_its_loss(pairs):
+    rival, target = BAvAFT(load_checkpoint("plain-q2")), load_target("tiny")
+    config = TrainConfig("two", 1, 6, 64, warmup=1, learning_rate=1e-9, gamma=500, pool=8)
+    first = train_bavaft(rival, pairs, config, target, progress=False)
+    train_bavaft(rival, pairs, replace(config, steps=12, learning_rate=5e-3), target, progress=False)
+    last = train_bavaft(rival, pairs, config, target, progress=False)  # the first step's batch and noise again
+    assert last["loss"] < 0.9 * first["loss"]
+    assert last["l_uc"] < first["l_uc"]
+
+
+def test_bavaft_wants_a_plain_codec():
+    with pytest.raises(ValueError, match="plain codec; this one is of kind 'psic'"):
+        BAvAFT(tiny("psic"))
+
+
+# --- PGD --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [24.0, 36.0])
+def test_pgd_reaches_its_level_and_lowers_the_loss(level: float):
+    target, x = load_target("tiny"), photos(3)
+    texts = target.encode_text(["a dog", "a boat on the sea", "two people"])
+    loss = pull_to(target, texts, torch.tensor([0, 1, 2]))
+    found = pgd(x, loss, level, steps=5)
+    assert torch.equal(found, round_to_8_bits(found))
+    assert all(psnr(a, b) > level - 0.1 for a, b in zip(found, x, strict=True))
+    assert all(psnr(a, b) < level + 3 for a, b in zip(found, x, strict=True))  # the ball is used
+    with torch.no_grad():
+        assert (loss(found) < loss(x)).all()
+
+
+def test_more_steps_never_do_worse_on_a_bowl():
+    x, goal = photos(2), photos(2, seed=1)
+
+    def loss(shown: torch.Tensor) -> torch.Tensor:
+        return (shown - goal).square().flatten(1).sum(1)
+
+    few, many = (loss(pgd(x, loss, 30, steps)) for steps in (1, 12))
+    assert (many <= few).all()
+    nearest = x + (goal - x) * (pgd_radius(x, 30) / (goal - x).flatten(1).norm(dim=1))[:, None, None, None]
+    assert (many < 1.05 * loss(nearest) + 0.5).all()
+
+
+def pgd_radius(x: torch.Tensor, level: float) -> float:
+    return x[0].numel() ** 0.5 * 10 ** (-level / 20)
+
+
+def test_pgd_needs_a_step():
+    with pytest.raises(ValueError, match="steps 0"):
+        pgd(photos(1), lambda x: x.flatten(1).sum(1), 30, steps=0)
+
+
+def test_the_pull_is_equation_9():
+    target, x = load_target("tiny"), photos(4)
+    texts, chosen = target.encode_text([f"caption {k}" for k in range(5)]), torch.tensor([3, 0, 4, 1])
+    with torch.no_grad():
+        each = pull_to(target, texts, chosen, 0.1)(x)
+        assert each.mean() == pytest.approx(float(uaeo_loss(target.encode_image(x), texts, chosen, 0.1)), rel=1e-5)
+
+
+def test_the_codec_in_the_loop_gives_what_files_give_and_a_gradient():
+    codec, x = tiny("plain"), photos(1, 50, 70).requires_grad_(True)
+    shown = coded(codec)(x)
+    file = codec.compress(x.detach())
+    assert torch.allclose(shown, round_to_8_bits(codec.decompress_tensor(file)), atol=1.01 / 255)
+    assert (shown - round_to_8_bits(codec.decompress_tensor(file))).abs().mean() < 1e-4
+    shown.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+# --- the bench and the points -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    save_checkpoint(tiny("plain"), tmp_path / "plain.safetensors")
+    monkeypatch.setattr(ablations, "PLAIN", str(tmp_path / "plain.safetensors"))
+    monkeypatch.setattr(ablations, "SCENES", 12)
+    monkeypatch.setattr(ablations, "BASE", replace(ablations.BASE, steps=3, batch_size=4, crop=64, warmup=1, pool=6))
+    monkeypatch.setattr(comparison, "PGD_STEPS", 2)
+    monkeypatch.setattr(bench, "FILES", 2)
+    monkeypatch.setattr(bench, "TIMED", 1)
+    one = ablations.VARIANTS["stage-one"]
+    before = replace(one.before, steps=2, batch_size=4, crop=64)
+    monkeypatch.setitem(ablations.VARIANTS, "stage-one", replace(one, before=before))
+    return tmp_path
+
+
+def ablate(*words: object) -> None:
+    assert main(["ablate", *map(str, words), "--pictures", "4", "--target", "tiny"]) == 0
+
+
+def test_points_go_into_one_file_in_their_order(quick: Path, capsys: pytest.CaptureFixture):
+    out, runs = quick / "points.jsonl", quick / "runs"
+    common = ("--out", runs, "--json", out)
+    ablate("bavaft@30", "paper", "pgd-after", *common)
+    ablate("pgd-through@30", "pgd-before@24", "stage-one", "uaeo@30#1", "uaeo@7", *common)
+    found = {line["name"]: line for line in comparison.read_points(out)}
+    assert list(found) == ["uaeo@30#1", "paper@56", "stage-one@56", "bavaft@30", "pgd-before@24", "pgd-after@36",
+                           "pgd-through@30", "uaeo@7"]  # fmt: skip # the last two are in no sweep
+    assert {n: line["encodings"] for n, line in found.items() if line["encodings"] == 2} == dict.fromkeys(
+        ["bavaft@30", "pgd-before@24", "pgd-through@30"], 2
+    )
+    config = json.loads((runs / "paper@56" / "run.json").read_text())["config"]
+    assert config["moves"] == "codec"
+    assert json.loads((runs / "uaeo@30#1" / "run.json").read_text())["config"]["seed"] == 1
+    assert (runs / "stage-one@56-before" / "model.safetensors").is_file()
+    for name, line in found.items():
+        assert line["n"] == 4
+        assert line["bpp_both"] == pytest.approx(line["bpp"], abs=0) or line["encodings"] == 2
+        assert line["seconds_per_megapixel"] > 0
+        assert set(line["asr"]) == set(bench.TASKS)
+        assert name.split("@")[0] == line["method"]
+    assert found["pgd-after@36"]["psnr"]["protected"] != found["pgd-after@36"]["psnr"]["full"]
+    stamps = {p: p.stat().st_mtime_ns for p in runs.rglob("*.safetensors")}
+    ablate("uaeo@7", "bavaft@30", *common)  # trained already
+    assert {p: p.stat().st_mtime_ns for p in runs.rglob("*.safetensors")} == stamps
+    assert "uaeo@7  protected" in capsys.readouterr().out
+
+
+def test_runs_of_another_recipe_are_not_taken(quick: Path, monkeypatch: pytest.MonkeyPatch):
+    common = ("--out", quick / "runs", "--json", quick / "points.jsonl")
+    ablate("uaeo", "bavaft@30", *common)
+    monkeypatch.setattr(ablations, "BASE", replace(ablations.BASE, lmbda=0.01))
+    for name in ("uaeo", "bavaft@30"):
+        with pytest.raises(ValueError, match=r"trained otherwise.*choose another --out"):
+            comparison.run_points([name], quick / "runs", quick / "points.jsonl", 4, "tiny")
+
+
+def test_the_bench_sees_what_files_decode_to(quick: Path):
+    model, data, target = tiny(), eval_set("scenes", limit=3), load_target("tiny")
+    table = bench.Bench(tiny("plain"), data, target, batch=2)
+    files = [model.compress(data.picture(i)[None]) for i in range(3)]
+    protected = torch.cat([round_to_8_bits(model.decompress_tensor(f)) for f in files])
+    shown = table.decode(model, table.y_hat)
+    assert (shown - protected).abs().mean() < 1e-4
+    report = table.measure(shown, table.decode(model, table.y_hat, full=True))
+    assert report["psnr"]["protected"] == pytest.approx(
+        sum(psnr(protected[i], data.picture(i)) for i in range(3)) / 3, abs=0.01
+    )
+    assert all(e["value"] in (0, pytest.approx(float("nan"), nan_ok=True)) for e in report["null"].values())
+    assert table.bpp(model) == pytest.approx(sum(8 * len(f) / 160**2 for f in files[:2]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("naive", Point("naive", 280)), ("uaeo@30#2", Point("uaeo", 30, 2)), ("pgd-after@37.5", Point("pgd-after", 37.5)),
+     ("s-0.2", Point("s-0.2", 56)), ("bavaft", Point("bavaft", 120))],
+)  # fmt: skip
+def test_names_of_points_are_read(name: str, wanted: Point):
+    assert point(name) == wanted
+    assert point(str(wanted)) == wanted
+
+
+@pytest.mark.parametrize("name", ["best", "uaeo@", "uaeo#x", "uaeo@1@2", ""])
+def test_an_unknown_point_is_refused(name: str):
+    with pytest.raises(ValueError, match=r"unknown variant .*METHOD one of uaeo, naive"):
+        point(name)
+
+
+def test_the_list_of_points_has_every_method_and_no_twins(capsys: pytest.CaptureFixture):
+    listed = points()
+    assert len(set(map(str, listed))) == len(listed)
+    assert {p.method for p in listed} == {*ablations.VARIANTS, *ablations.RIVALS}
+    assert sum(p.seed > 0 for p in listed) == 8
+    assert main(["ablate", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(what in said for what in ablations.RIVALS.values())
+
+
+def test_every_variant_changes_fields_that_there_are():
+    for name, variant in ablations.VARIANTS.items():
+        assert (
+            replace(ablations.BASE, **variant.train) != ablations.BASE
+            or variant.codec
+            or variant.before
+            or (name == "uaeo")
+        )
+        replace(TINY, **variant.codec)
+
+
+# --- curves -----------------------------------------------------------------------------------------
+
+
+def line(method: str, strength: float, level: float, share: float, seed: int = 0, n: int = 200) -> dict:
+    """A point whose ASR is exactly ``share`` in both of two tasks."""
+    flipped = torch.zeros(n, dtype=torch.float64)
+    flipped[torch.randperm(n, generator=torch.Generator().manual_seed(3))[: round(share * n)]] = 1
+    flips = bench.pack_flips(Flips(torch.ones(n, dtype=torch.float64), flipped))
+    return {"method": method, "strength": strength, "seed": seed, "psnr": {"protected": level},
+            "flips": {"t2i": flips, "i2t": flips}}  # fmt: skip
+
+
+LINES = [line("a", 10, 29.0, 0.2), line("a", 20, 28.0, 0.6), line("b", 10, 28.8, 0.3), line("b", 30, 27.8, 0.4)]
+
+
+def test_success_is_linear_between_the_points():
+    a = frontier.curve(LINES, "a")
+    assert frontier.success(a, 28.5, ["t2i"]).value == pytest.approx(0.4)
+    assert frontier.success(a, 28.0, ["t2i", "i2t"]).value == pytest.approx(0.6)
+    assert frontier.success(a, 27.8, ["t2i"]).value == pytest.approx(0.6)  # within the tolerance
+    assert frontier.success(a, 27.7, ["t2i"]) is None
+    assert frontier.success(a, 29.3, ["t2i"]) is None
+
+
+def test_a_gap_is_taken_on_the_same_pictures():
+    a, b = (frontier.curve(LINES, m) for m in "ab")
+    gap = frontier.gap(a, b, 28.3, ["t2i", "i2t"])
+    assert gap.value == pytest.approx(0.48 - 0.35)
+    assert gap.ci95[0] < gap.value < gap.ci95[1]
+    same = frontier.gap(a, a, 28.3, ["t2i"])
+    assert (same.value, *same.ci95) == pytest.approx((0, 0, 0))
+    assert frontier.gap(a, b, 29.2, ["t2i"]) is None
+    assert frontier.common_range([a, b]) == (28.0, 28.8)
+
+
+def test_at_a_point_the_interval_is_that_of_the_counts():
+    one = frontier.curve(LINES[:1], "a")
+    before = torch.ones(200, dtype=torch.bool)
+    counted = flip_rate([one.knots[0].seeds[0]["t2i"]], resamples=frontier.RESAMPLES)
+    assert frontier.success(one, 29.0, ["t2i"]) == counted
+    assert attack_success_rate(before, torch.arange(200) >= 40).value == counted.value
+
+
+def test_seeds_are_averaged_and_their_spread_is_said():
+    seeds = [line("a", 10, level, share, seed) for seed, (level, share) in enumerate([(28.9, 0.2), (29.1, 0.4)])]
+    a = frontier.curve([*seeds, line("a", 20, 28, 0.8)], "a")
+    assert a.seeds == 2
+    assert a.knots[1].psnr == pytest.approx(29.0)
+    assert frontier.success(a, 29.0, ["t2i"]).value == pytest.approx(0.3)
+    assert frontier.spread(a, ["t2i"]) == pytest.approx(torch.tensor([0.2, 0.4]).std().item(), abs=1e-6)
+    assert frontier.spread(frontier.curve(LINES, "a"), ["t2i"]) is None
+
+
+def test_a_method_without_points_is_named():
+    with pytest.raises(ValueError, match="no point of 'c'; run psic ablate c"):
+        frontier.curve(LINES, "c")

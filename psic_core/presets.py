@@ -49,7 +49,7 @@ RECIPES = {
     "gpu": Recipe(
         "cpu-lite for a GPU: larger batches, more steps, the target in bfloat16",
         {
-            "plain": TrainConfig(steps=60_000, batch_size=16, crop=160, learning_rate=5e-4),
+            "plain": TrainConfig(steps=60_000, batch_size=16, crop=128, learning_rate=5e-4),
             "two": _GPU_TWO,
         },
         Phase(_OURS),
@@ -57,7 +57,7 @@ RECIPES = {
     "scratch": Recipe(
         "PSIC from random weights at once, stage one with attack and then stage two; for a GPU",
         {
-            "one": TrainConfig("one", 60_000, 16, 160, learning_rate=5e-4, gamma=30, amp=True, **SHIELD),
+            "one": TrainConfig("one", 60_000, 16, 128, learning_rate=5e-4, gamma=30, amp=True, **SHIELD),
             "two": _GPU_TWO,
         },
         Phase(_OURS, kind="psic"),

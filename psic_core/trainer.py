@@ -68,7 +68,7 @@ class Trainer:
         self.processes = Processes(self.accelerator)
         self.pairs, self.config, self.out = pairs, config, Path(out) if out else None
         self.attacks = config.stage != "plain" and model.kind != "plain"
-        self._check(pairs, target)
+        self._check(model, pairs, target)
         self.step, self.seconds = 0, 0.0
         freeze(model, config, self.attacks)
         groups = {
@@ -281,19 +281,17 @@ class Trainer:
     def _seed(self) -> int:
         return (self.config.seed * 1_000_003 + self.step) * 64
 
-    def _check(self, pairs: Pairs | Shards, target: Target | None) -> None:
+    def _check(self, model: PSIC, pairs: Pairs | Shards, target: Target | None) -> None:
         config, streamed = self.config, isinstance(pairs, Shards)
         if self.attacks and (target is None or not (streamed or pairs.image_features is not None)):
             raise ValueError(f"stage {config.stage} attacks a target: pass one, and pairs.with_features(target)")
         shape = (pairs.size, pairs.size) if streamed else tuple(pairs.pictures.shape[-2:])
         if config.crop > min(shape):
             raise ValueError(f"crop {config.crop} exceeds the pictures' {shape}")
-        if config.stage == "two" and config.crop % LATENT:
-            raise ValueError(f"crop {config.crop} is no multiple of {LATENT}, the latents' grid")
+        grid = LATENT if config.stage == "two" else model.backbone.downsampling_factor
+        if config.crop % grid:
+            raise ValueError(f"crop {config.crop} is no multiple of {grid}, the latents' grid in stage {config.stage}")
         if not streamed and len(pairs) < config.batch_size:
             raise ValueError(f"{len(pairs)} pictures do not fill a batch of {config.batch_size}")
-        if config.batch_size % self.processes.count:
-            raise ValueError(
-                f"batch_size {config.batch_size} is of all processes together and no multiple of their number, "
-                f"{self.processes.count}: give one that is"
-            )
+        if config.batch_size % (n := self.processes.count):
+            raise ValueError(f"batch_size {config.batch_size} is shared by {n} processes: give a multiple of {n}")

@@ -42,9 +42,13 @@ class Shards:
         """The shards' files."""
         return shard_files(self.pattern)
 
-    def __len__(self) -> int:
-        """Pictures: as img2dataset counted them (``NNNNN_stats.json`` beside a shard), else by the shards' headers."""
+    @cached_property
+    def pairs(self) -> int:
+        """How many, as img2dataset counted (``NNNNN_stats.json`` beside a shard), else by the shards' headers."""
         return sum(_count(Path(f)) for f in self.files)
+
+    def __len__(self) -> int:
+        return self.pairs
 
 
 def _count(file: Path) -> int:

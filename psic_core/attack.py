@@ -7,46 +7,37 @@ from torch import Tensor
 from psic_core import evidence
 from psic_core.config import TrainConfig
 from psic_core.objectives import authors_loss, naive_loss, questions_loss, uaeo_loss
-from psic_core.pairs import Pairs
+from psic_core.pairs import Pool
 
 
 def attack_loss(
     features: Float[Tensor, "batch d"],
-    pairs: Pairs,
-    index: Int64[Tensor, " batch"],
+    pool: Pool,
     config: TrainConfig,
     rng: torch.Generator,
     answers: Float[Tensor, "questions 2 d"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The attack term on features of x_hat_e, and what the log keeps of it.
 
-    Eq. 5 to 8 run over a pool of K clean pairs: the batch's own stand first, the rest is drawn. The rest costs
-    nothing, because its features are cached; so K does not depend on the batch size.
-
     ``config.objective``: ``uaeo`` is Eq. 9 with equal captions masked; ``literal`` masks nothing, as printed, so that
     the own caption may be the target; ``random_target`` draws the target among the captions of others; ``naive`` has
     no target, it minimises the cosine to the own caption; ``authors`` is what the released code computes.
 
     Args:
-        features: Unit features of the protected pictures.
-        pairs: With features.
-        index: The batch's pictures among the pairs.
-        config: Temperatures, pool, direction, objective.
-        rng: Draws the pool and one caption for each picture.
+        features: Unit features of the protected pictures; of the whole batch, where several processes share it.
+        pool: The clean pairs of Eq. 5 to 8, the batch's own first.
+        config: Temperatures, direction, objective.
+        rng: Draws random targets.
         answers: Features of yes-or-no prompts, where ``config.questions`` weighs them.
     """
-    others = torch.randperm(len(pairs), generator=rng)
-    others = others[~torch.isin(others, index)][: max(config.pool - len(index), 0)]
-    pool = torch.cat([index, others])
-    choice = torch.randint(pairs.text_features.shape[1], pool.shape, generator=rng)
-    text = pairs.text_features[pool, choice].to(features.device)
-    row = {"cos_own": float((features.detach() * text[: len(features)]).sum(1).mean())}
-    clean, own = pairs.image_features[pool].to(features.device), text[: len(features)]
+    clean, text = pool.image.to(features.device), pool.text.to(features.device)
+    own = text[: len(features)]
+    row = {"cos_own": float((features.detach() * own).sum(1).mean())}
     if config.objective == "naive":
         return naive_loss(features, own), row
     if config.objective == "authors":
         return authors_loss(features, clean[: len(own)], own, harmonic=config.stage == "two"), row
-    target = _targets(clean, text, pairs.caption_ids[pool, choice], config, rng)[: len(features)]
+    target = _targets(clean, text, pool.ids, config, rng)[: len(features)]
     loss = uaeo_loss(features, text, target, config.s, config.direction)
     row |= {"l_uc": float(loss.detach()), "distinct_targets": len(target.unique()) / len(target)}
     if config.questions:

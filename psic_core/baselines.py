@@ -179,7 +179,7 @@ def train_bavaft(
         batch = draw(pairs, indices(step, len(pairs), config), config, rng, None, torch.device("cpu"))
         loss, row = _loss(rival, batch.x, config)
         features = target.encode_image(round_to_8_bits(row.pop("x_hat_e")))
-        attack, seen = attack_loss(features, pairs, batch.index, config, rng)
+        attack, seen = attack_loss(features, pairs.pool(batch.index, config.pool, rng), config, rng)
         loss = loss + config.lmbda * config.gamma * attack
         clean = row.pop("x_hat_f")
         if config.fidelity:

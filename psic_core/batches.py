@@ -1,6 +1,7 @@
 """What one training step sees: which pictures, which crops, and in stage two which cached latents."""
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,7 +11,8 @@ from tqdm import tqdm
 
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
-from psic_core.pairs import Pairs
+from psic_core.pairs import Pairs, Pool
+from psic_core.processes import Processes
 
 LATENT = 16  # pixels a latent, in all of CompressAI's architectures
 CONTEXT = 4  # latents around a crop that its pixels depend on, through four stages and their blocks
@@ -45,13 +47,15 @@ class CachedLatents:
         pairs: The pictures.
         device: Where to encode.
         chunk: Pictures encoded together.
+        quiet: No progress bar.
     """
 
-    def __init__(self, model: PSIC, pairs: Pairs, device: torch.device, chunk: int = 16) -> None:
+    def __init__(self, model: PSIC, pairs: Pairs, device: torch.device, chunk: int = 16, quiet: bool = False) -> None:
         height, width = pairs.pictures.shape[-2:]
         multiple, parts, starts = model.backbone.downsampling_factor, [], []
         down, right = -height % multiple, -width % multiple
-        for k, pictures in enumerate(tqdm(pairs.pictures.split(chunk), desc="latents", leave=False)):
+        chunks = pairs.pictures.split(chunk)
+        for k, pictures in enumerate(tqdm(chunks, desc="latents", leave=False, disable=quiet)):
             top, left = (LATENT * (n // LATENT) * (k >> bit & 1) for bit, n in enumerate((down, right)))
             x = functional.pad(
                 pictures.to(device).float() / 255, (left, right - left, top, down - top), mode="replicate"
@@ -112,3 +116,55 @@ def draw(
         y_hat, corners = latents.window(index, top // grid, left // grid, config.crop // grid)
         return Batch(x, y_hat.to(device), index, rng, corners)
     return Batch(x.flip(-1) if torch.rand((), generator=rng) < 0.5 else x, None, index, rng)
+
+
+class InMemory:
+    """Batches from pairs that every process holds whole.
+
+    Args:
+        pairs: With features where the protected version is trained.
+        config: The phase.
+        model: Encodes the latents of stage two.
+        processes: Each takes its own rows of every batch.
+    """
+
+    def __init__(self, pairs: Pairs, config: TrainConfig, model: PSIC, processes: Processes) -> None:
+        self.pairs, self.config, self.model, self.processes = pairs, config, model, processes
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @cached_property
+    def latents(self) -> CachedLatents | None:
+        """Stage two: what its decoder starts from, encoded once (by each process)."""
+        if self.config.stage != "two":
+            return None
+        quiet = self.processes.rank > 0
+        return CachedLatents(self.model, self.pairs, self.processes.accelerator.device, quiet=quiet)
+
+    def batch(self, step: int, rng: torch.Generator) -> Batch:
+        """This process's rows of the step's batch."""
+        index = self.processes.own(indices(step, len(self), self.config))
+        return draw(self.pairs, index, self.config, rng, self.latents, self.processes.accelerator.device)
+
+    def clean(self, batch: Batch) -> Float[Tensor, "own d"]:
+        """What the target makes of the batch's own pictures."""
+        return self.pairs.image_features[batch.index]
+
+    def pool(self, batch: Batch) -> Pool:
+        """The pairs of Eq. 5 to 8 for all processes' rows together."""
+        return self.pairs.pool(self.processes.gather(batch.index), self.config.pool, batch.rng)
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: a batch follows from its step."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Forget the latents: they were another model's.
+
+        Raises:
+            ValueError: The run streamed its pictures.
+        """
+        if state:
+            raise ValueError("the run to resume streamed its pictures; resume it with --stream yes")
+        self.__dict__.pop("latents", None)

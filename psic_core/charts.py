@@ -25,6 +25,7 @@ PANELS = {
     ("scenes", "attributes"): "attributes, scenes",
 }
 METHOD_COLOURS = dict(zip(METHODS, ["black", *plt.get_cmap("tab10").colors], strict=True))
+WHO = {"PSIC": "ours", "CompressAI": "theirs"}
 
 Points = dict[str, list[tuple[float, float]]]
 
@@ -149,6 +150,34 @@ def _bar(estimate: Mapping[str, Any]) -> tuple[float, float, float]:
     """Value in percent, and the lengths of its bar down and up."""
     value, (low, high) = estimate["value"], estimate["ci95"]
     return 100 * value, 100 * (value - low), 100 * (high - value)
+
+
+def growth(speed: Mapping[str, Any]) -> Figure:
+    """Seconds of each task beside CompressAI's plain model, over the picture's size or the batch's.
+
+    Args:
+        speed: What ``make bench`` wrote to ``PSIC_BENCH_OUT``.
+
+    Raises:
+        ValueError: It holds no measurement over sizes.
+    """
+    panels: dict[str, Points] = {}
+    over: list[str] = []
+    for task in dict.fromkeys(r["task"] for r in speed.values() if "task" in r):
+        rows = [r for r in speed.values() if r.get("task") == task]
+        axis = "megapixels" if "megapixels" in rows[0] else "batch"
+        rows.sort(key=lambda r: r[axis])
+        last = f"{rows[-1]['ratio']:.2f}"
+        panels[f"{task} (s), ratio {last}"] = {w: [(r[axis], r[f"{k}_s"]) for r in rows] for w, k in WHO.items()}
+        over.append(axis)
+    if not panels:
+        raise ValueError("no measurement over sizes among these: PSIC_BENCH_OUT=FILE make bench writes them")
+    figure = against_rate(panels, {})
+    for ax, axis in zip(figure.axes, over, strict=False):
+        ax.set_xlabel(axis if axis == "megapixels" else "pictures of 128 × 128 in a batch")
+        ax.set_xlim(left=0)
+        ax.set_ylim(bottom=0)  # linear growth is a line through about 0
+    return figure
 
 
 def _percent(share: float | None) -> float:

@@ -130,6 +130,9 @@ def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--pictures", type=int, help="train on about so many of the pictures, evenly spread")
     p.add_argument("--size", type=int, help="side of the pictures in pixels (160)")
     p.add_argument("--target", help="the model under attack (lite-clip)")
+    p.add_argument("--stream", type=_yes_or_no,
+                   help="read one shards:PATTERN as a stream, yes or no (default: above 2 GB)")  # fmt: skip
+    p.add_argument("--workers", type=int, help="processes that read the stream, beside each training process (2)")
     p.add_argument("--half", action="store_true", help="store the finished checkpoint as float16")
     for f in _train_fields():
         options = (

@@ -87,7 +87,7 @@ class TrainConfig:
 
     stage: Stage = "plain"
     steps: int = 1000
-    batch_size: int = 8
+    batch_size: int = 8  # of all processes together
     crop: int = 128  # pixels, a multiple of 16 in stage two (windows of the cached latents)
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5  # the cosine schedule's end

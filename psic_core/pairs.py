@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -14,6 +15,14 @@ from tqdm import tqdm
 from psic_core.evidence import caption_ids
 from psic_core.files import store_tensors
 from psic_core.targets import Target
+
+
+class Pool(NamedTuple):
+    """The K clean pairs that Eq. 5 to 8 run over, one caption each; the batch's own stand first."""
+
+    image: Float[Tensor, "k d"]
+    text: Float[Tensor, "k d"]
+    ids: Int64[Tensor, " k"]  # equal for equal captions
 
 
 @dataclass
@@ -58,6 +67,22 @@ class Pairs:
             store_tensors(found, path)
         ids = caption_ids([c for row in self.captions for c in row]).reshape(len(self), -1)
         return Pairs(self.pictures, self.captions, found["image"], found["text"], ids)
+
+    def pool(self, index: Int64[Tensor, " batch"], k: int, rng: torch.Generator) -> Pool:
+        """The batch's pairs and others, drawn until there are k (all of the batch's in any case).
+
+        The others cost nothing, because their features are here; so K does not depend on the batch size.
+
+        Args:
+            index: The batch's pictures.
+            k: K of Eq. 5 to 8.
+            rng: Draws the others and one caption for each picture.
+        """
+        others = torch.randperm(len(self), generator=rng)
+        others = others[~torch.isin(others, index)][: max(k - len(index), 0)]
+        chosen = torch.cat([index, others])
+        choice = torch.randint(self.text_features.shape[1], chosen.shape, generator=rng)
+        return Pool(self.image_features[chosen], self.text_features[chosen, choice], self.caption_ids[chosen, choice])
 
     def __add__(self, other: "Pairs") -> "Pairs":
         """Both, one after the other; features are dropped."""

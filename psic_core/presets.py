@@ -7,6 +7,7 @@ from typing import Any
 
 from psic_core.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.config import CodecConfig, TrainConfig
+from psic_core.processes import started
 from psic_core.recipes import SHIELD, Phase, publish, run_phase
 
 #: lambda of each rate: CompressAI's for MSE, qualities 1 to 4. The paper names none (four levels, Sec. 4).
@@ -48,7 +49,7 @@ RECIPES = {
     "gpu": Recipe(
         "cpu-lite for a GPU: larger batches, more steps, the target in bfloat16",
         {
-            "plain": TrainConfig(steps=60_000, batch_size=16, crop=160, learning_rate=5e-4),
+            "plain": TrainConfig(steps=60_000, batch_size=16, crop=128, learning_rate=5e-4),
             "two": _GPU_TWO,
         },
         Phase(_OURS),
@@ -56,7 +57,7 @@ RECIPES = {
     "scratch": Recipe(
         "PSIC from random weights at once, stage one with attack and then stage two; for a GPU",
         {
-            "one": TrainConfig("one", 60_000, 16, 160, learning_rate=5e-4, gamma=30, amp=True, **SHIELD),
+            "one": TrainConfig("one", 60_000, 16, 128, learning_rate=5e-4, gamma=30, amp=True, **SHIELD),
             "two": _GPU_TWO,
         },
         Phase(_OURS, kind="psic"),
@@ -135,15 +136,21 @@ def run_recipe(
 
     Returns:
         The checkpoints: ``psic-qN`` and ``plain-qN`` in ``folder``; of a model that is not anchored, its last phase's.
+        None where another process writes them.
     """
     folder = folder / "dry-run" if dry_run else folder
+    accelerator = started()
     for config, phase, out in phases(name, quality, folder, root, changes):
         if (out / "model.safetensors").is_file():
-            print(f"{out} is finished")
+            accelerator.print(f"{out} is finished")
             continue
-        print(f"{out}: stage {config.stage}, {config.steps} steps of {config.batch_size} pictures")
+        accelerator.print(f"{out}: stage {config.stage}, {config.steps} steps of {config.batch_size} pictures")
         run_phase(config.fast() if dry_run else config, phase, out)
-    final = out / "model.safetensors"
+    with accelerator.main_process_first():
+        return _published(out / "model.safetensors", quality, folder) if accelerator.is_main_process else []
+
+
+def _published(final: Path, quality: int, folder: Path) -> list[Path]:
     if load_checkpoint(final).config.anchored:
         return list(publish(final, quality, folder))
     model = load_checkpoint(final)

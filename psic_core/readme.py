@@ -82,7 +82,7 @@ def pages() -> dict[Path, dict[str, str]]:
 
 
 def make_pictures() -> None:
-    """README's strip and contact sheet, and the paper's Fig. 3 and 4 from our results.
+    """README's strip and contact sheet, the paper's Fig. 3 and 4 from our results, and speed over sizes.
 
     The strip shows the first held-out scene that the model reads rightly on the full version: chosen for what the
     codec leaves, not for what the protection does.
@@ -106,6 +106,7 @@ def make_pictures() -> None:
     figures.save(charts.performance(found, captions), results / "performance.png")
     figures.save(charts.success(found), results / "success.png")
     figures.save(charts.fidelity(json.loads((results / "rd-kodak.json").read_text())), results / "fidelity.png")
+    figures.save(charts.growth(json.loads((results / "speed.json").read_text())), results / "speed.png")
     contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
 
 

@@ -17,13 +17,16 @@ from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_r
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.shards import read_shards
+from psic_core.datasets.streaming import Shards
 from psic_core.logs import join_logs
 from psic_core.metrics import recall_at_k
 from psic_core.pairs import Pairs
+from psic_core.processes import started
 from psic_core.targets import LITE_CLIPS, LITE_SIZE, Target, load_target
 from psic_core.train_target import HeadConfig, train_lite_clip
 from psic_core.trainer import Trainer
 
+STREAM_ABOVE = 2 * 10**9  # bytes of shards: what is larger is not loaded into memory unless that is asked for
 SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two as what ships was trained
 
 
@@ -42,6 +45,8 @@ class Phase:
     size: int = 160  # side of the pictures in pixels
     codec: CodecConfig = field(default_factory=CodecConfig)  # of random weights, and the triggers of a zoo model
     half: bool = False  # store float16
+    stream: bool | None = None  # read one set of shards as a stream; None: where they exceed `STREAM_ABOVE`
+    workers: int = 2  # processes that read the stream, beside each training process
 
 
 def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int = 2560, size: int = 160) -> Pairs:
@@ -98,36 +103,78 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
 def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     """Train one phase and write ``out/model.safetensors`` with its card; resumes a run found in ``out``.
 
+    Started by ``torchrun`` or ``accelerate launch``, the first process fills the cache and writes, the others wait.
+
     Raises:
         ValueError: An option does not fit, or ``out`` holds a run of another configuration.
     """
     seed_everything(config.seed)
+    accelerator = started()
     model, made_by = starting_model(phase.init, phase.codec), provenance()
     if phase.triggers:
         graft(load_checkpoint(phase.triggers), model)
     if phase.kind != "plain" and config.stage != "plain":
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
-    before = getattr(model, "card", {})
+    before, stream = getattr(model, "card", {}), streamed(phase)
     about = {"config": asdict(config), "kind": model.kind}
     about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
     about |= {"datasets": list(phase.datasets), "scenes": phase.scenes if "scenes" in phase.datasets else None}
     about |= {"target": phase.target if model.kind != "plain" else None}
+    about |= {"stream": True} if stream else {}
     _check_same_run(out, about)
-    pairs, target = load_pairs(phase.datasets, phase.root, phase.scenes, phase.size), None
-    if model.kind != "plain":
-        target = load_target(phase.target)
-        pairs = pairs.with_features(target, out.parent / "cache")
-    pairs = pairs.thin(phase.pictures) if phase.pictures else pairs
-    trainer = Trainer(model, pairs, config, target, out)
-    (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    accelerator.wait_for_everyone()  # all have read what the first now writes
+    target = load_target(phase.target) if model.kind != "plain" else None
+    if stream:
+        pairs = stream
+    else:
+        with accelerator.main_process_first():
+            pairs = _loaded(phase, target, out.parent / "cache")
+    trainer = Trainer(model, pairs, config, target, out, accelerator)
+    if accelerator.is_main_process:
+        (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
     rows = trainer.fit()
-    if not rows and (out / "model.safetensors").is_file():
-        return load_checkpoint(out / "model.safetensors")  # a finished run is left as it is
+    finished = not rows and (out / "model.safetensors").is_file()  # and is left as it is
+    accelerator.wait_for_everyone()
+    if finished:
+        return load_checkpoint(out / "model.safetensors")
     history = _portable([*before.get("history", []), about | {"seconds": trainer.seconds, **made_by}])
     card = {"history": history, "last": rows[-1] if rows else None}
-    save_checkpoint(model.cpu(), out / "model.safetensors", card, phase.half, publish_secret=True)
+    model = model.cpu()
+    if accelerator.is_main_process:
+        save_checkpoint(model, out / "model.safetensors", card, phase.half, publish_secret=True)
+    accelerator.wait_for_everyone()
     return model
+
+
+def streamed(phase: Phase) -> Shards | None:
+    """The shards that a phase streams; ``None`` where its pictures go into memory.
+
+    Raises:
+        ValueError: A stream is asked for, but not of one set of shards and all of it; fewer than 0 workers.
+    """
+    names = phase.datasets
+    alone = len(names) == 1 and names[0].startswith("shards:")
+    if phase.stream and (not alone or phase.pictures):
+        raise ValueError(
+            f"only one set of shards, whole, can be streamed, not {', '.join(names)}"
+            + (f" thinned to {phase.pictures} pictures" if phase.pictures else "")
+            + ": give one shards:PATTERN, or --stream no"
+        )
+    if phase.stream is False or not alone or phase.pictures:
+        return None
+    if phase.workers < 0:
+        raise ValueError(f"{phase.workers} workers cannot read: give 0 or more")
+    shards = Shards(names[0].removeprefix("shards:"), phase.size, phase.workers)
+    large = sum(Path(f).stat().st_size for f in shards.files) > STREAM_ABOVE
+    return shards if phase.stream or large else None
+
+
+def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
+    pairs = load_pairs(phase.datasets, phase.root, phase.scenes, phase.size)
+    if target is not None:
+        pairs = pairs.with_features(target, cache)
+    return pairs.thin(phase.pictures) if phase.pictures else pairs
 
 
 def graft(donor: PSIC, model: PSIC) -> None:

@@ -3,7 +3,6 @@
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,14 +11,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.attack import attack_loss, pull, wrong_conditions
-from psic_core.batches import LATENT, Batch, CachedLatents, draw, indices
+from psic_core.batches import LATENT, Batch, CachedLatents, InMemory
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.datasets.phrases import ATTRIBUTES
+from psic_core.datasets.streaming import Shards
 from psic_core.images import round_to_8_bits
+from psic_core.learned import freeze, learned
 from psic_core.logs import write_log
-from psic_core.objectives import masked_mse, rate_distortion_loss
+from psic_core.objectives import RateDistortion, masked_mse, rate_distortion_loss
 from psic_core.pairs import Pairs
+from psic_core.processes import Processes, started
+from psic_core.streams import Streamed
 from psic_core.targets import Target
 
 AUX_LEARNING_RATE = 1e-3  # CompressAI's, for the quantiles of the entropy bottleneck
@@ -36,41 +39,52 @@ class Trainer:
     from; an anchored model then has nothing left for S2-1 in stage two: every step is S2-2.
 
     Every step draws its randomness from (seed, step) alone: a run that is resumed from a checkpoint equals one
-    that was never interrupted.
+    that was never interrupted. Several processes (``torchrun``, ``accelerate launch``) share each batch of
+    ``config.batch_size`` and do together what one would do; the first alone writes.
 
     Args:
         model: Trained in place.
-        pairs: Pictures; with features where the protected version is trained.
+        pairs: Pictures in memory, with features where the protected version is trained; or shards to stream.
         config: The phase.
         target: The model under attack; not needed by stage ``plain`` or a plain model.
         out: Folder for ``log.csv`` and ``resume.pt``; resumes where that file exists. ``None`` keeps nothing.
+        accelerator: Knows the other processes.
 
     Raises:
-        ValueError: The attack has no target or no features; the pictures are smaller than the crop.
+        ValueError: The attack has no target or no features; the pictures are smaller than the crop; the processes
+            cannot share a batch evenly.
     """
 
     def __init__(
         self,
         model: PSIC,
-        pairs: Pairs,
+        pairs: Pairs | Shards,
         config: TrainConfig,
         target: Target | None = None,
         out: str | Path | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.accelerator = accelerator or Accelerator()
+        self.accelerator = accelerator or started()
+        self.processes = Processes(self.accelerator)
         self.pairs, self.config, self.out = pairs, config, Path(out) if out else None
         self.attacks = config.stage != "plain" and model.kind != "plain"
-        self._check(pairs, target)
+        self._check(model, pairs, target)
         self.step, self.seconds = 0, 0.0
-        self._freeze(model)
-        groups = {name: self._groups(model, name) for name in ("full", "protected") if self.attacks or name == "full"}
+        freeze(model, config, self.attacks)
+        groups = {
+            name: learned(model, config, name) for name in ("full", "protected") if self.attacks or name == "full"
+        }
         optimisers = {name: torch.optim.Adam(g) for name, g in groups.items() if g}
-        self.model, *prepared = self.accelerator.prepare(model, *optimisers.values())
-        self.optimisers = dict(zip(optimisers, prepared, strict=True))
+        self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # `Processes` averages gradients
+        self.processes.same_weights(model)
+        self.optimisers = {name: self.accelerator.prepare(o) for name, o in optimisers.items()}
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles") and p.requires_grad]
         self.aux = torch.optim.Adam(quantiles, AUX_LEARNING_RATE) if quantiles else None
         self.target = target.to(self.accelerator.device) if target is not None else None
+        if isinstance(pairs, Shards):
+            self.source = Streamed(pairs, config, self._unwrapped, self.target, self.processes)
+        else:
+            self.source = InMemory(pairs, config, self._unwrapped, self.processes)
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -114,6 +128,7 @@ class Trainer:
         optimiser.zero_grad(set_to_none=True)
         self.accelerator.backward(sum(losses) / len(losses))
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.processes.average_gradients(parameters)
         row["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, config.clip_grad))
         for group in optimiser.param_groups:
             group["lr"] = config.rate_at(self.step) * group["scale"]
@@ -122,7 +137,7 @@ class Trainer:
             self._unwrapped.anchor()
         if self.aux is not None:
             self.aux.zero_grad()
-            self.accelerator.unwrap_model(self.model).backbone.aux_loss().backward()
+            self._unwrapped.backbone.aux_loss().backward()  # of the weights alone: equal in all processes
             self.aux.step()
         self.step += 1
         return row
@@ -132,18 +147,17 @@ class Trainer:
     def loss_full(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """S1-1, and S2-1 where the rate is frozen: the full version is the photo."""
         condition = None if not self.attacks else self._unwrapped.full_condition()
-        out = self.model(batch.x, condition, y_hat=batch.y_hat)
+        with self.processes.same_noise():
+            out = self.model(batch.x, condition, y_hat=batch.y_hat)
         x_hat = batch.cut(out["x_hat"])
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], self.config.lmbda)
-        row = {"loss": rd.loss, "bpp": rd.bpp, "psnr": -10 * torch.log10(rd.mse)}
-        loss = rd.loss
+        loss, row = rd.loss, {}
         if self.config.fidelity and self.attacks:
-            own = self.pairs.image_features[batch.index].to(batch.x.device)
-            seen = self._read(x_hat)
-            drift = (1 - (seen * own).sum(1)).mean()
+            own = self.source.clean(batch).to(batch.x.device)
+            drift = (1 - (self._read(x_hat) * own).sum(1)).mean()
             loss = loss + self.config.lmbda * self.config.fidelity * drift
-            row |= {"drift": drift, "loss": loss}
-        return loss, {k: float(v.detach()) for k, v in row.items()}
+            row["drift"] = float(*self.processes.means(drift))
+        return loss, self._row(loss, rd) | row
 
     def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """S1-2 and S2-2: the protected version looks like the photo and reads as its target caption."""
@@ -151,21 +165,33 @@ class Trainer:
         y_hat = batch.y_hat
         if y_hat is None and config.moves == "triggers":
             y_hat = self._unwrapped.quantised_latents(batch.x)  # the encoder is not this objective's business
-        out = self.model(batch.x, self.wrong_conditions(batch), y_hat=y_hat)
+        with self.processes.same_noise():
+            out = self.model(batch.x, self.wrong_conditions(batch), y_hat=y_hat)
         x_hat = batch.cut(out["x_hat"])
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
-        features = self._read(x_hat)
-        attack, row = attack_loss(features, self.pairs, batch.index, config, batch.rng, self.answers)
+        features = self.processes.gather(self._read(x_hat))
+        attack, row = attack_loss(features, self.source.pool(batch), config, batch.rng, self.answers)
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
-            row["pull_uc"] = pull(config.lmbda * config.gamma * attack, x_hat)
-            row["pull_mse"] = pull(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
-        row |= {"bpp": float(rd.bpp.detach()), "psnr": float(-10 * torch.log10(rd.mse.detach()))}
+            row["pull_uc"] = self._pull(config.lmbda * config.gamma * attack, x_hat)
+            row["pull_mse"] = self._pull(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
         loss = rd.loss + config.lmbda * config.gamma * attack
         if config.masking:
             seen = masked_mse(x_hat, batch.x)
             loss = loss + config.lmbda * config.masking * 255**2 * seen
-            row["psnr_masked"] = float(-10 * torch.log10(seen.detach()))
-        return loss, row | {"loss": float(loss.detach())}
+            row["psnr_masked"] = float(-10 * torch.log10(*self.processes.means(seen)))
+        return loss, row | self._row(loss, rd)
+
+    def _row(self, loss: Float[Tensor, ""], rd: RateDistortion) -> dict[str, float]:
+        """What the log has of every step, for the whole batch."""
+        loss, bpp, mse = self.processes.means(loss, rd.bpp, rd.mse)
+        return {"loss": float(loss), "bpp": float(bpp), "psnr": float(-10 * torch.log10(mse))}
+
+    def _pull(self, term: Float[Tensor, ""], x_hat: Float[Tensor, "own 3 height width"]) -> float:
+        """`pull` at all processes' pictures: each has a gradient of its own rows, times the number of processes."""
+        if self.processes.count == 1:
+            return pull(term, x_hat)
+        (square,) = self.processes.means(x_hat.new_tensor(pull(term, x_hat)) ** 2)
+        return float((square / self.processes.count).sqrt())
 
     def _read(self, x_hat: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
         """What the target makes of pictures as they would be saved."""
@@ -175,8 +201,9 @@ class Trainer:
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""
-        drawn = wrong_conditions(len(batch.index), self._unwrapped.config.dim, batch.rng)
-        return drawn.to(self.accelerator.device)
+        n = len(batch.index) * self.processes.count
+        drawn = wrong_conditions(n, self._unwrapped.config.dim, batch.rng)
+        return self.processes.own(drawn).to(self.accelerator.device)
 
     def objective(self, step: int) -> str:
         """Whose turn it is (decision 8): per iteration, per half epoch (``sessions``), or both (``mixed``)."""
@@ -184,7 +211,7 @@ class Trainer:
             return next(iter(self.optimisers))
         if self.config.schedule == "mixed":
             return "mixed"
-        epoch = max(2, len(self.pairs) // self.config.batch_size)
+        epoch = max(2, len(self.source) // self.config.batch_size)
         turn = step % 2 if self.config.schedule == "alternate" else int(step % epoch >= epoch // 2)
         return ("full", "protected")[turn]
 
@@ -192,9 +219,7 @@ class Trainer:
 
     def _batch(self) -> Batch:
         rng = torch.Generator().manual_seed(self._seed())
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        index = indices(self.step, len(self.pairs), self.config)[rank::world]
-        return draw(self.pairs, index, self.config, rng, self.latents, self.accelerator.device)
+        return self.source.batch(self.step, rng)
 
     @cached_property
     def answers(self) -> Float[Tensor, "questions 2 d"] | None:
@@ -204,18 +229,17 @@ class Trainer:
         prompts = [prompt for yes, no, _ in ATTRIBUTES.values() for prompt in (yes, no)]
         return self.target.encode_text(prompts).unflatten(0, (-1, 2))
 
-    @cached_property
+    @property
     def latents(self) -> CachedLatents | None:
-        """Stage two: what its decoder starts from, encoded once."""
-        if self.config.stage != "two":
-            return None
-        return CachedLatents(self._unwrapped, self.pairs, self.accelerator.device)
+        """Stage two: what its decoder starts from."""
+        return self.source.latents
 
     # --- state ------------------------------------------------------------------------------------------
 
     def save(self, rows: list[dict[str, float | str]]) -> None:
         """Write the resumable state, then the log."""
-        if not self.accelerator.is_main_process:
+        source = self.source.state()  # all processes have a part in it
+        if self.processes.rank:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         state = {
@@ -224,6 +248,7 @@ class Trainer:
             "model": self._unwrapped.state_dict(),
             "optimisers": {k: o.optimizer.state_dict() for k, o in self.optimisers.items()},
             "aux": self.aux.state_dict() if self.aux else None,
+            "source": source,
         }
         partial = self.out / "resume.pt.partial"
         torch.save(state, partial)
@@ -233,15 +258,18 @@ class Trainer:
     def load(self) -> None:
         """Continue from ``out/resume.pt`` if it is there."""
         path = self.out / "resume.pt" if self.out else None
-        if path is None or not path.is_file() or self.step:
+        if path is None or self.step:
             return
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        here = self.processes.rank == 0 and path.is_file()
+        state = self.processes.told(torch.load(path, weights_only=True, map_location="cpu") if here else None)
+        if state is None:
+            return
         self._unwrapped.load_state_dict(state["model"])
         for name, optimiser in self.optimisers.items():
             optimiser.optimizer.load_state_dict(state["optimisers"][name])
         if self.aux:
             self.aux.load_state_dict(state["aux"])
-        self.__dict__.pop("latents", None)  # they were another model's
+        self.source.load(state.get("source", {}))
         self.step, self.seconds = state["step"], state["seconds"]
 
     # --- inside -----------------------------------------------------------------------------------------
@@ -251,34 +279,19 @@ class Trainer:
         return self.accelerator.unwrap_model(self.model)
 
     def _seed(self) -> int:
-        return (self.config.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
+        return (self.config.seed * 1_000_003 + self.step) * 64
 
-    def _groups(self, model: PSIC, objective: str) -> list[dict[str, Any]]:
-        """An objective's parameters: the codec's, and the triggers' at a rate of their own, as they start from 0."""
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")]
-        codec = [p for n, p in named if "triggers" not in n]
-        triggers = [p for n, p in named if "triggers" in n]
-        if objective == "protected" and self.config.moves == "triggers":
-            codec = []
-        if objective == "full" and model.config.anchored and self.config.schedule != "mixed":
-            triggers = []  # the key's are zero whatever they are
-        groups = [{"params": codec, "scale": 1.0}, {"params": triggers, "scale": self.config.trigger_rate}]
-        return [g | {"lr": self.config.learning_rate * g["scale"]} for g in groups if g["params"]]
-
-    def _freeze(self, model: PSIC) -> None:
-        model.train().requires_grad_(True)
-        if self.config.stage == "two":
-            model.backbone.eval().requires_grad_(False)
-            model.g_s.stages.requires_grad_(not self.attacks or self.config.moves == "codec")
-        if not self.attacks:
-            model.g_s.triggers.requires_grad_(False)
-
-    def _check(self, pairs: Pairs, target: Target | None) -> None:
-        if self.attacks and (target is None or pairs.image_features is None):
-            raise ValueError(f"stage {self.config.stage} attacks a target: pass one, and pairs.with_features(target)")
-        if self.config.crop > min(pairs.pictures.shape[-2:]):
-            raise ValueError(f"crop {self.config.crop} exceeds the pictures' {tuple(pairs.pictures.shape[-2:])}")
-        if self.config.stage == "two" and self.config.crop % LATENT:
-            raise ValueError(f"crop {self.config.crop} is no multiple of {LATENT}, the latents' grid")
-        if len(pairs) < self.config.batch_size:
-            raise ValueError(f"{len(pairs)} pictures do not fill a batch of {self.config.batch_size}")
+    def _check(self, model: PSIC, pairs: Pairs | Shards, target: Target | None) -> None:
+        config, streamed = self.config, isinstance(pairs, Shards)
+        if self.attacks and (target is None or not (streamed or pairs.image_features is not None)):
+            raise ValueError(f"stage {config.stage} attacks a target: pass one, and pairs.with_features(target)")
+        shape = (pairs.size, pairs.size) if streamed else tuple(pairs.pictures.shape[-2:])
+        if config.crop > min(shape):
+            raise ValueError(f"crop {config.crop} exceeds the pictures' {shape}")
+        grid = LATENT if config.stage == "two" else model.backbone.downsampling_factor
+        if config.crop % grid:
+            raise ValueError(f"crop {config.crop} is no multiple of {grid}, the latents' grid in stage {config.stage}")
+        if not streamed and len(pairs) < config.batch_size:
+            raise ValueError(f"{len(pairs)} pictures do not fill a batch of {config.batch_size}")
+        if config.batch_size % (n := self.processes.count):
+            raise ValueError(f"batch_size {config.batch_size} is shared by {n} processes: give a multiple of {n}")

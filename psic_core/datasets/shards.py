@@ -40,6 +40,32 @@ def shard_files(pattern: str) -> list[str]:
     return files
 
 
+def raw_samples(file: str) -> Iterator[dict[str, Any]]:
+    """What lies under one key each in a shard, as bytes by suffix; unread, in the order of the file."""
+    for sample in group_by_keys(_members(file), handler=_tell):
+        yield sample | {"__url__": file}
+
+
+def decoded(sample: dict[str, Any], size: int) -> tuple[UInt8[Tensor, "3 size size"], str] | None:
+    """Picture and caption of a raw sample; ``None``, with a warning, where it cannot be read.
+
+    Args:
+        sample: As `raw_samples` gives it.
+        size: Side of the square in pixels.
+    """
+    where = f"{Path(sample['__url__']).name}: {sample['__key__']}"
+    picture = next((sample[s] for s in sample if f".{s}" in SUFFIXES), None)
+    if picture is None or "txt" not in sample:
+        _skip(f"{where} has no {'caption' if picture else 'picture'}")
+        return None
+    try:
+        image, caption = square(load_image(io.BytesIO(picture)), size), sample["txt"].decode("utf-8").strip()
+    except ValueError as error:
+        _skip(f"{where} cannot be read: {error}")
+        return None
+    return pil_to_tensor(image), caption
+
+
 def samples(pattern: str, size: int) -> Iterator[tuple[UInt8[Tensor, "3 size size"], str]]:
     """Pictures and captions in the order of the shards; whatever cannot be read is skipped with a warning.
 
@@ -48,18 +74,9 @@ def samples(pattern: str, size: int) -> Iterator[tuple[UInt8[Tensor, "3 size siz
         size: Side of the squares in pixels.
     """
     for file in shard_files(pattern):
-        for sample in group_by_keys(_members(file), handler=_tell):
-            where = f"{Path(file).name}: {sample['__key__']}"
-            picture = next((sample[s] for s in sample if f".{s}" in SUFFIXES), None)
-            if picture is None or "txt" not in sample:
-                _skip(f"{where} has no {'caption' if picture else 'picture'}")
-                continue
-            try:
-                image, caption = square(load_image(io.BytesIO(picture)), size), sample["txt"].decode("utf-8").strip()
-            except ValueError as error:
-                _skip(f"{where} cannot be read: {error}")
-                continue
-            yield pil_to_tensor(image), caption
+        for sample in raw_samples(file):
+            if pair := decoded(sample, size):
+                yield pair
 
 
 def read_shards(

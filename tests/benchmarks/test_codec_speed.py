@@ -6,11 +6,10 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
-import pytest
 import torch
 from compressai.losses import RateDistortionLoss
 from compressai.models import ScaleHyperprior
@@ -29,41 +28,18 @@ from psic_core.trainer import Trainer
 ALLOWED = 1.1  # times CompressAI's own time
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def model() -> PSIC:
-    """Random weights, but latents and scales about as large as a trained codec's."""
-    torch.manual_seed(0)
-    model = PSIC.build(CodecConfig(n=64, m=96)).eval()
-    with torch.no_grad():
-        model.backbone.g_a[-1].weight.mul_(8)
-        model.backbone.h_s[-2].bias.fill_(0.5)
-    return model
-
-
-@pytest.fixture
-def own(model: PSIC) -> ScaleHyperprior:
-    """CompressAI's own model with the same weights: its ``g_s`` is PSIC's, triggers left out."""
-    own = ScaleHyperprior(64, 96).eval()
-    decoder = [layer.state_dict() for stage in model.g_s.stages for layer in stage]
-    state = own.state_dict() | model.backbone.state_dict()
-    state |= {f"g_s.{i}.{name}": tensor for i, layer in enumerate(decoder) for name, tensor in layer.items()}
-    own.load_state_dict(state)
-    own.update(force=True)
-    return own
-
-
 def in_turns(
-    benchmark: BenchmarkFixture, name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+    benchmark: BenchmarkFixture,
+    name: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int,
+    about: Mapping[str, str | float] | None = None,
 ) -> float:
-    """The ratio of the median times; first one, then the other begins, so that neither has the quieter moments."""
+    """The ratio of the median times; first one, then the other begins, so that neither has the quieter moments.
+
+    ``about`` goes into the results: the ``task`` and its ``megapixels`` or ``batch``, for the plots over them.
+    """
     taken: dict[str, list[float]] = {"ours": [], "theirs": []}
 
     def one_round() -> None:
@@ -77,13 +53,14 @@ def in_turns(
     medians = {who: median(times[2:]) for who, times in taken.items()}
     ratio = medians["ours"] / medians["theirs"]
     figures = {"ours_s": medians["ours"], "theirs_s": medians["theirs"], "ratio": ratio, "rounds": rounds}
+    figures |= about or {}
     benchmark.extra_info.update(figures)
     print(f"\n{name}: PSIC {medians['ours']:.4f} s, theirs {medians['theirs']:.4f} s, ratio {ratio:.3f}")
     keep(name, figures)
     return ratio
 
 
-def keep(name: str, figures: dict[str, float]) -> None:
+def keep(name: str, figures: Mapping[str, str | float]) -> None:
     if out := os.environ.get("PSIC_BENCH_OUT"):
         path = Path(out)
         found = json.loads(path.read_text()) if path.is_file() else {}
@@ -91,9 +68,9 @@ def keep(name: str, figures: dict[str, float]) -> None:
         path.write_text(json.dumps(found | {name: figures, "provenance": provenance()}, indent=1) + "\n")
 
 
-def photo() -> Tensor:
+def photo(height: int = 512, width: int = 768) -> Tensor:
     pixels = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None].float() / 255
-    return functional.interpolate(pixels, size=(512, 768), mode="bilinear", antialias=True)
+    return functional.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def test_encoding_and_decoding_takes_as_long_as_compressais_own(

@@ -50,12 +50,24 @@ def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def attacked(
+    features: Tensor,
+    pairs: Pairs,
+    index: Tensor,
+    config: TrainConfig,
+    rng: torch.Generator,
+    answers: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The attack over a pool drawn from the pairs, as the trainer draws it."""
+    return attack_loss(features, pairs.pool(index, config.pool, rng), config, rng, answers)
+
+
 # --- the pool ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_targets_come_from_clean_cached_features_with_the_batch_first(seed: int, pairs: Pairs, asked: list[dict]):
-    attack_loss(unit(4, 16, seed=5), pairs, INDEX, CONFIG, rng(seed))
+    attacked(unit(4, 16, seed=5), pairs, INDEX, CONFIG, rng(seed))
     (call,) = asked
     assert call["image"].shape == call["text"].shape == (9, 16)
     assert torch.equal(call["image"][:4], pairs.image_features[INDEX])  # of the clean pictures, not what is attacked
@@ -67,7 +79,7 @@ def test_targets_come_from_clean_cached_features_with_the_batch_first(seed: int,
 
 def test_the_own_caption_is_never_the_target(pairs: Pairs, asked: list[dict]):
     for seed in range(20):
-        attack_loss(unit(4, 16), pairs, INDEX, replace(CONFIG, pool=12), rng(seed))
+        attacked(unit(4, 16), pairs, INDEX, replace(CONFIG, pool=12), rng(seed))
         call = asked[-1]
         assert call["mask"].diagonal().all()
         assert not call["mask"][torch.arange(12), call["answer"]].any()
@@ -76,7 +88,7 @@ def test_the_own_caption_is_never_the_target(pairs: Pairs, asked: list[dict]):
 def test_equal_captions_of_other_pictures_are_masked(pairs: Pairs, asked: list[dict]):
     found = []
     for seed in range(20):
-        attack_loss(unit(4, 16), pairs, INDEX, CONFIG, rng(seed))
+        attacked(unit(4, 16), pairs, INDEX, CONFIG, rng(seed))
         call = asked[-1]  # pictures 0 and 1 stand in rows 1 and 3
         found.append(torch.equal(call["text"][1], call["text"][3]))
         expected = torch.eye(9, dtype=torch.bool)
@@ -87,16 +99,16 @@ def test_equal_captions_of_other_pictures_are_masked(pairs: Pairs, asked: list[d
 
 @pytest.mark.parametrize(("pool", "size"), [(1, 4), (4, 4), (5, 5), (12, 12), (500, 12)])
 def test_a_small_pool_is_the_batch_and_a_large_one_all_pairs(pool: int, size: int, pairs: Pairs, asked: list[dict]):
-    attack_loss(unit(4, 16), pairs, INDEX, replace(CONFIG, pool=pool), rng(0))
+    attacked(unit(4, 16), pairs, INDEX, replace(CONFIG, pool=pool), rng(0))
     assert len(asked[0]["text"]) == size
 
 
 def test_the_generator_decides_and_the_global_one_does_not(pairs: Pairs):
     features = unit(4, 16)
-    first, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(1))
+    first, _ = attacked(features, pairs, INDEX, CONFIG, rng(1))
     torch.manual_seed(99)
-    again, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(1))
-    other, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(2))
+    again, _ = attacked(features, pairs, INDEX, CONFIG, rng(1))
+    other, _ = attacked(features, pairs, INDEX, CONFIG, rng(2))
     assert first == again
     assert first != other
 
@@ -107,7 +119,7 @@ def test_the_generator_decides_and_the_global_one_does_not(pairs: Pairs):
 @pytest.mark.parametrize("direction", ["i2t", "both"])
 def test_the_loss_is_uaeo_over_the_pool(direction: str, pairs: Pairs, asked: list[dict]):
     features = unit(4, 16, seed=5)
-    loss, row = attack_loss(features, pairs, INDEX, replace(CONFIG, direction=direction), rng(0))
+    loss, row = attacked(features, pairs, INDEX, replace(CONFIG, direction=direction), rng(0))
     call = asked[0]
     assert loss == uaeo_loss(features, call["text"], call["answer"][:4], 0.2, direction)
     assert row["l_uc"] == pytest.approx(loss.item())
@@ -117,9 +129,9 @@ def test_the_loss_is_uaeo_over_the_pool(direction: str, pairs: Pairs, asked: lis
 
 def test_the_naive_objective_is_the_similarity_to_the_own_caption(pairs: Pairs, asked: list[dict]):
     features = unit(4, 16, seed=5)
-    loss, row = attack_loss(features, pairs, INDEX, CONFIG, rng(0))
+    loss, row = attacked(features, pairs, INDEX, CONFIG, rng(0))
     text = asked[0]["text"][:4]
-    naive, logged = attack_loss(features, pairs, INDEX, replace(CONFIG, objective="naive"), rng(0))
+    naive, logged = attacked(features, pairs, INDEX, replace(CONFIG, objective="naive"), rng(0))
     assert naive == naive_loss(features, text)
     assert logged == {"cos_own": row["cos_own"]}
     assert loss != naive
@@ -127,15 +139,15 @@ def test_the_naive_objective_is_the_similarity_to_the_own_caption(pairs: Pairs, 
 
 def test_questions_add_their_weight(pairs: Pairs):
     features, answers = unit(4, 16, seed=5), unit(3, 2, 16, seed=6)
-    plain, _ = attack_loss(features, pairs, INDEX, CONFIG, rng(0))
-    loss, row = attack_loss(features, pairs, INDEX, replace(CONFIG, questions=3.0), rng(0), answers)
+    plain, _ = attacked(features, pairs, INDEX, CONFIG, rng(0))
+    loss, row = attacked(features, pairs, INDEX, replace(CONFIG, questions=3.0), rng(0), answers)
     asked = questions_loss(features, pairs.image_features[INDEX], answers, 0.2)
     assert float(loss) == pytest.approx(float(plain + 3 * asked))
     assert row["l_questions"] == pytest.approx(float(asked))
 
 
 def test_the_literal_objective_masks_nothing(pairs: Pairs, asked: list[dict]):
-    attack_loss(unit(4, 16), pairs, INDEX, replace(CONFIG, objective="literal"), rng(0))
+    attacked(unit(4, 16), pairs, INDEX, replace(CONFIG, objective="literal"), rng(0))
     assert not asked[0]["mask"].any()
 
 
@@ -144,7 +156,7 @@ def test_random_targets_are_others_captions_and_all_of_them(pairs: Pairs, asked:
     monkeypatch.setattr(attack, "uaeo_loss", lambda f, t, target, *a: seen.append((t, target)) or f.sum())
     drawn = set()
     for seed in range(60):
-        attack_loss(unit(4, 16), pairs, INDEX, config, rng(seed))
+        attacked(unit(4, 16), pairs, INDEX, config, rng(seed))
         text, target = seen[-1]
         assert (target != torch.arange(4)).all()
         equal = (text[target] == text[:4]).all(1)
@@ -159,13 +171,13 @@ def test_a_pool_of_equal_captions_pulls_to_the_own(pairs: Pairs, monkeypatch):
     monkeypatch.setattr(attack, "uaeo_loss", lambda f, t, target, *a: seen.append(target) or f.sum())
     config = replace(CONFIG, objective="random_target", pool=2)
     same = replace(pairs, caption_ids=torch.zeros_like(pairs.caption_ids))
-    attack_loss(unit(2, 16), same, INDEX[:2], config, rng(0))
+    attacked(unit(2, 16), same, INDEX[:2], config, rng(0))
     assert seen[0].max() < 2
 
 
 @pytest.mark.parametrize(("preset", "s", "tau"), [("none", 0.2, 0.5), ("decl", 1.0, 0.1), ("authors", 0.07, 0.1)])
 def test_a_preset_sets_both_temperatures_of_the_evidence(preset, s, tau, pairs: Pairs, asked: list[dict]):
-    loss, _ = attack_loss(unit(4, 16, seed=5), pairs, INDEX, replace(CONFIG, preset=preset, row_only=True), rng(0))
+    loss, _ = attacked(unit(4, 16, seed=5), pairs, INDEX, replace(CONFIG, preset=preset, row_only=True), rng(0))
     assert asked[0]["args"] == (s, tau)
     assert asked[0]["row_only"]
     again = uaeo_loss(unit(4, 16, seed=5), asked[0]["text"], asked[0]["answer"][:4], 0.2, CONFIG.direction)
@@ -175,7 +187,7 @@ def test_a_preset_sets_both_temperatures_of_the_evidence(preset, s, tau, pairs: 
 @pytest.mark.parametrize(("stage", "harmonic"), [("one", False), ("two", True)])
 def test_the_authors_objective_has_its_own_batch(stage: str, harmonic: bool, pairs: Pairs):
     features, config = unit(4, 16, seed=5), replace(CONFIG, objective="authors", stage=stage)
-    loss, row = attack_loss(features, pairs, INDEX, config, rng(0))
+    loss, row = attacked(features, pairs, INDEX, config, rng(0))
     chosen = itertools.product(range(2), repeat=4)  # one caption of each picture was drawn
     assert any(authors(features, pairs, list(choice), harmonic) == loss for choice in chosen)
     assert set(row) == {"cos_own"}
@@ -188,7 +200,7 @@ def authors(features: Tensor, pairs: Pairs, choice: list[int], harmonic: bool) -
 
 def test_gradients_reach_every_picture_of_the_batch(pairs: Pairs):
     features = unit(4, 16).requires_grad_()
-    attack_loss(features, pairs, INDEX, CONFIG, rng(0))[0].backward()
+    attacked(features, pairs, INDEX, CONFIG, rng(0))[0].backward()
     assert (features.grad.norm(dim=1) > 0).all()
 
 

@@ -42,6 +42,7 @@ def test_every_recipe_is_whole(name: str, quality: int):
     assert all(config.lmbda == RATES[quality] for config, _, _ in found)
     assert found[-1][0].stage == "two"
     assert found[-1][1].kind == "psic"
+    assert all(config.crop % (16 if config.stage == "two" else 64) == 0 for config, _, _ in found)
     assert len({out for _, _, out in found}) == len(found)
     for (_, _, out), (_, phase, _) in pairwise(found):
         assert phase.init == str(out / "model.safetensors")

@@ -172,6 +172,21 @@ def test_the_fidelity_chart_has_a_panel_a_measure():
     assert beside["PSNR (dB)"]["CompressAI, published"] == [[0.1, 27.0], [0.3, 31.0]]  # no further than our curve
 
 
+def test_the_growth_chart_has_a_panel_a_task_over_its_own_axis():
+    def row(task: str, ours: float, **at: float) -> dict:
+        return {"task": task, "ours_s": ours, "theirs_s": 1.0, "ratio": ours} | at
+
+    speed = {"provenance": {}, "of old": {"ours_s": 1, "theirs_s": 1, "ratio": 1}}
+    speed |= {"b": row("encode", 1.2, megapixels=0.5), "a": row("encode", 0.3, megapixels=0.1)}
+    figure = charts.growth(speed | {"c": row("training step", 2.0, batch=8)})
+    drawn = lines(figure)
+    assert drawn["encode (s), ratio 1.20"] == {"PSIC": [[0.1, 0.3], [0.5, 1.2]], "CompressAI": [[0.1, 1], [0.5, 1]]}
+    assert drawn["training step (s), ratio 2.00"]["PSIC"] == [[8, 2.0]]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["megapixels", "pictures of 128 × 128 in a batch"]
+    with pytest.raises(ValueError, match="PSIC_BENCH_OUT"):
+        charts.growth({"provenance": {}})
+
+
 def test_phases_that_several_checkpoints_share_stand_once(tmp_path: Path):
     def phase(stage: str, init: str | None, seconds: float) -> dict:
         config = {"stage": stage, "lmbda": 0.01, "steps": 10, "batch_size": 4, "gamma": 50.0}

@@ -417,7 +417,9 @@ def test_latents_that_are_no_whole_numbers_are_cached_as_they_are(target: Target
 def test_a_crop_is_decoded_as_if_the_whole_picture_were(crop: int, target: Target, pairs: Pairs):
     model = lively()
     run = Trainer(model, pairs, replace(fast("two"), crop=crop), target)
-    run.__dict__["latents"] = CachedLatents(model, pairs, torch.device("cpu"), chunk=3)  # padded on all four sides
+    run.source.__dict__["latents"] = CachedLatents(
+        model, pairs, torch.device("cpu"), chunk=3
+    )  # padded on all four sides
     assert {start for start in run.latents.starts} == {(0, 0), (2, 0), (0, 2), (2, 2)}
     found = set()
     for run.step in range(6):
@@ -517,6 +519,7 @@ def test_an_attack_needs_a_target_and_features(target: Target, pairs: Pairs):
     [
         ("one", {"crop": 128}, r"crop 128.*\(96, 96\)"),
         ("two", {"crop": 72}, "crop 72.*16"),
+        ("one", {"crop": 80}, "crop 80.*64"),
         ("one", {"batch_size": 13}, "12 pictures.*batch of 13"),
         ("one", {"steps": 0}, "steps.*0"),
         ("one", {"batch_size": 0}, "batch_size.*0"),

@@ -1,0 +1,44 @@
+"""Which parameters a phase trains, and which of them each of its objectives moves."""
+
+from typing import Any
+
+from psic_core.codec import PSIC
+from psic_core.config import TrainConfig
+
+
+def freeze(model: PSIC, config: TrainConfig, attacks: bool) -> None:
+    """Put a model into training mode with what the phase must not touch fixed.
+
+    Args:
+        model: Changed in place.
+        config: The phase.
+        attacks: Whether the protected version is trained.
+    """
+    model.train().requires_grad_(True)
+    if config.stage == "two":
+        model.backbone.eval().requires_grad_(False)
+        model.g_s.stages.requires_grad_(not attacks or config.moves == "codec")
+    if not attacks:
+        model.g_s.triggers.requires_grad_(False)
+
+
+def learned(model: PSIC, config: TrainConfig, objective: str) -> list[dict[str, Any]]:
+    """An objective's parameter groups: the codec's, and the triggers' at a rate of their own, as they start from 0.
+
+    Args:
+        model: As `freeze` left it.
+        config: The phase.
+        objective: ``full`` or ``protected``.
+
+    Returns:
+        For an optimiser: ``params``, ``lr``, and ``scale``, the multiple of the phase's learning rate.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")]
+    codec = [p for n, p in named if "triggers" not in n]
+    triggers = [p for n, p in named if "triggers" in n]
+    if objective == "protected" and config.moves == "triggers":
+        codec = []
+    if objective == "full" and model.config.anchored and config.schedule != "mixed":
+        triggers = []  # the key's are zero whatever they are
+    groups = [{"params": codec, "scale": 1.0}, {"params": triggers, "scale": config.trigger_rate}]
+    return [g | {"lr": config.learning_rate * g["scale"]} for g in groups if g["params"]]

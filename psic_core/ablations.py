@@ -80,9 +80,9 @@ SWEEPS = {
     "i2t": (15, 30, 56),
     "uaeo": (15, 30, 56, 112),
     "naive": (140, 280, 560),
-    "random": (56, 112, 224),
+    "random": (56, 112),
     "authors": (280,),  # equals naive here, to the last bit: see notebook 07
-    "literal": (30, 56),
+    "literal": (56,),
     "bavaft": (30, 120, 480),
     "pgd-before": (32, 28, 24),
     "pgd-through": (32, 28),

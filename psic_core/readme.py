@@ -6,8 +6,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from psic_core import charts, figures, tables
+from psic_core import charts, comparison_tables, figures, tables
+from psic_core.ablations import VARIANTS
 from psic_core.checkpoints import load_checkpoint
+from psic_core.comparison import read_points
 from psic_core.config import data_dir, repo_dir
 from psic_core.datasets.scenes import Scenes, contact_sheet
 from psic_core.images import to_pil, to_tensor
@@ -62,9 +64,14 @@ def pages() -> dict[Path, dict[str, str]]:
     """What each generated part of each page should say."""
     results, cards = data_dir() / "results", data_dir() / "checkpoints"
     found = tables.reports(results)
+    points = read_points(results / "points.jsonl")
     names = sorted(p.stem for p in cards.glob("psic-q*.safetensors"))
     return {
-        repo_dir() / "README.md": {"results": tables.success_table(found), "rates": tables.rates_table(found)},
+        repo_dir() / "README.md": {
+            "results": tables.success_table(found),
+            "rates": tables.rates_table(found),
+            "claims": comparison_tables.claims_table(points),
+        },
         results / "README.md": {
             "recall": tables.recall_table(found),
             "scores": tables.scores_table(found),
@@ -75,7 +82,10 @@ def pages() -> dict[Path, dict[str, str]]:
             "flickr8k-dev": tables.rd_table(json.loads((results / "rd-flickr8k-dev.json").read_text())),
             "keywords": tables.keywords_table(tables.audits(results)),
             "speed": tables.speed_table(json.loads((results / "speed.json").read_text())),
-            "tried": tables.tried_table(results / "tried.csv"),
+            "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),
+            "frontier-100": comparison_tables.frontier_table(points, comparison_tables.LEVELS[1]),
+            "claims": comparison_tables.claims_table(points),
+            "changes": comparison_tables.changes_table(points),
         },
         cards / "README.md": {"history": tables.history_table(names)},
     }
@@ -107,6 +117,9 @@ def make_pictures() -> None:
     figures.save(charts.success(found), results / "success.png")
     figures.save(charts.fidelity(json.loads((results / "rd-kodak.json").read_text())), results / "fidelity.png")
     figures.save(charts.growth(json.loads((results / "speed.json").read_text())), results / "speed.png")
+    points = read_points(results / "points.jsonl")
+    figures.save(charts.frontier(points), results / "frontier.png")
+    figures.save(charts.changes(points, [m for m in VARIANTS if m != "uaeo"]), results / "changes.png")
     contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
 
 

@@ -1,6 +1,5 @@
-"""Markdown tables of README and cards, from the JSON and CSV in ``data/results`` and from checkpoints' headers."""
+"""Markdown tables of README and cards, from the JSON in ``data/results`` and from checkpoints' headers."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -187,17 +186,6 @@ def keywords_table(found: Mapping[int, Mapping[str, Any]]) -> str:
         each = f"{r['keywords']} × {r['n']}"
         cells = [f"{100 * v:.1f}" for v in (asr["protected"], fmean(asr["keys"]), min(asr["keys"]))]
         rows.append([f"q{quality}", each, *cells, f"at most {100 * r['reached']:.0f} % of {r['gain']:.2f} dB"])
-    return markdown(head, rows)
-
-
-def tried_table(file: Path) -> str:
-    """The ablations of `psic ablate`."""
-    head = ["variant", "what", "full", "protected", "t2i", "i2t", "class", "attr.", "null i2t", "null class"]
-    names = ["psnr_full", "psnr_protected", "asr_t2i", "asr_i2t", "asr_classification", "asr_attributes", "null_i2t",
-             "null_classification"]  # fmt: skip
-    rows = []
-    for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
-        rows.append([f"`{row['variant']}`", row["what"], *(row[n] for n in names)])
     return markdown(head, rows)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import awaken
 
-from psic_core import ablations, baselines, bench, comparison, frontier
+from psic_core import ablations, baselines, bench, charts, comparison, comparison_tables, frontier
 from psic_core.ablations import Point, point, points
 from psic_core.baselines import (
     BLOCK,
@@ -354,3 +354,77 @@ def test_seeds_are_averaged_and_their_spread_is_said():
 def test_a_method_without_points_is_named():
     with pytest.raises(ValueError, match="no point of 'c'; run psic ablate c"):
         frontier.curve(LINES, "c")
+
+
+# --- tables and figures -----------------------------------------------------------------------------
+
+
+def record(method: str, strength: float, below: float, share: float, seed: int = 0) -> dict:
+    """A whole point, ``below`` dB under a plain codec at 29 dB."""
+    flips = line(method, strength, 29 + below, share, seed)["flips"]["t2i"]
+    estimate = {"value": share, "ci95": [share - 0.05, share + 0.05], "n": 200}
+    clean = -0.3 if method == "bavaft" else 0.0
+    return {
+        "name": str(Point(method, strength, seed)), "method": method, "strength": strength, "seed": seed,
+        "what": f"about {method}", "n": 200, "psnr": {"full": 29 + clean, "protected": 29 + below},
+        "asr": dict.fromkeys(bench.TASKS, estimate), "null": dict.fromkeys(bench.TASKS, estimate | {"value": 0.02}),
+        "flips": dict.fromkeys(bench.TASKS, flips), "bpp": 0.4, "bpp_both": 0.8 if method == "bavaft" else 0.4,
+        "encodings": 2 if method == "bavaft" else 1, "seconds_per_megapixel": 2.5, "training_s": 1.0,
+    }  # fmt: skip
+
+
+RECORDS = [
+    record("uaeo", 30, -0.5, 0.5), record("uaeo", 56, -1.5, 0.7), record("uaeo", 56, -1.5, 0.8, 1),
+    record("i2t", 30, -0.5, 0.6), record("i2t", 56, -1.5, 0.8),
+    record("naive", 280, -0.5, 0.4), record("naive", 560, -1.5, 0.6),
+    record("bavaft", 30, -0.9, 0.3), record("pool-8", 56, -1.0, 0.9), record("pgd-after", 36, -3.0, 1.0),
+]  # fmt: skip
+
+
+def cells(row: str) -> list[str]:
+    return [c.strip() for c in row.strip("|").split("|")]
+
+
+def test_methods_stand_side_by_side_at_one_level():
+    rows = {cells(r)[0]: cells(r) for r in comparison_tables.frontier_table(RECORDS, -1.0).splitlines()[2:]}
+    assert list(rows) == ["PSIC, UAEO as printed (Eq. 9)", "PSIC, UAEO both ways", "PSIC, naive", "BAvAFT",
+                          "PGD after decoding"]  # fmt: skip
+    assert rows["PSIC, naive"][1].startswith("50.0 [")
+    assert rows["PSIC, UAEO both ways"][1].startswith("62.5 [")  # half of 50 and the seeds' 75
+    assert rows["PSIC, UAEO both ways"][-1] == "2"
+    assert rows["BAvAFT"][1].startswith("30.0 [")
+    assert rows["BAvAFT"][5:9] == ["-0.30 dB", "0.400", "0.800", "2"]
+    assert rows["PGD after decoding"][1:5] == ["–"] * 4
+
+
+def test_claims_are_differences_at_equal_psnr():
+    rows = [cells(r) for r in comparison_tables.claims_table(RECORDS).splitlines()[2:]]
+    assert len(rows) == 6
+    first = rows[0]
+    assert first[:3] == ["PSIC, UAEO as printed (Eq. 9) − PSIC, naive", "t2i", "+6.3"]
+    assert first[4].startswith("+20.0 [")
+    both = next(r for r in rows if "both ways − BAvAFT" in r[0])
+    assert both[1:3] == ["mean of four", "+12.9"]
+    assert both[4].startswith("+32.5 [")
+    assert both[5] == "7.1"  # the standard deviation of 70 and 80
+
+
+def test_a_change_is_measured_against_the_curve():
+    rows = {cells(r)[0]: cells(r) for r in comparison_tables.changes_table(RECORDS).splitlines()[2:]}
+    assert "`bavaft@30`" not in rows
+    assert "`uaeo@56#1`" not in rows
+    assert rows["`pool-8@56`"][-1].startswith("+27.5 [")  # 90 against 62.5
+    assert rows["`uaeo@30`"][1] == "the same"
+    assert rows["`uaeo@56`"][1] == "about uaeo"
+    assert rows["`uaeo@56`"][-1] == "–"
+
+
+def test_the_figures_draw_every_method_and_change():
+    figure = charts.frontier(RECORDS)
+    assert len(figure.axes) == 4
+    shown = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert {"one change each", "BAvAFT", "PGD after decoding", "PSIC, naive"} <= set(shown)
+    some = charts.frontier(RECORDS, ["naive", "literal"])  # of literal there is no point
+    assert [t.get_text() for t in some.legends[0].get_texts()] == ["PSIC, naive"]
+    rows = [t.get_text() for t in charts.changes(RECORDS, ["pool-8", "slim"]).axes[0].get_yticklabels()]
+    assert rows == ["pool-8@56  (-1.00 dB)"]

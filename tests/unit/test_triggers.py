@@ -6,8 +6,11 @@ import jaxtyping
 import pytest
 import torch
 from compressai.registry import MODELS
+from models import awaken
 from torch import Tensor, nn
 
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
 from psic_core.triggers import CLTG, ConditionalSynthesis, Injection, split_stages
 
 LATENT = torch.zeros(1, 12, 4, 4)
@@ -249,3 +252,21 @@ def test_conditions_must_match_the_batch(unchecked_shapes: None):
         decoder(torch.randn(2, 12, 4, 5), betas(3))
     with pytest.raises(RuntimeError):
         decoder(torch.randn(3, 12, 4, 5), betas(3, dim=15))
+
+
+def test_injections_can_stop_after_y_hat():
+    torch.manual_seed(0)
+    model = awaken(PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4, injections=1))).eval()
+    assert len(model.g_s.triggers) == 1
+    y_hat = torch.randn(1, 12, 4, 4)
+    beta = torch.zeros(1, 16)
+    changed = model.g_s.triggers[0](y_hat, beta)
+    assert not torch.equal(changed, y_hat)
+    assert torch.equal(model.g_s(y_hat, beta), model.g_s.plain(changed))
+    assert torch.allclose(model.synthesize(y_hat, model.full_condition()), model.g_s.plain(y_hat))
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_injections_fit_the_stages(count: int):
+    with pytest.raises(ValueError, match=f"injections {count}: this decoder has 4 stages"):
+        PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, injections=count))

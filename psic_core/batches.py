@@ -49,7 +49,7 @@ class CachedLatents:
 
     def __init__(self, model: PSIC, pairs: Pairs, device: torch.device, chunk: int = 16) -> None:
         height, width = pairs.pictures.shape[-2:]
-        multiple, parts, starts = model.backbone.downsampling_factor, [], []
+        multiple, parts, starts = model.factor, [], []
         down, right = -height % multiple, -width % multiple
         for k, pictures in enumerate(tqdm(pairs.pictures.split(chunk), desc="latents", leave=False)):
             top, left = (LATENT * (n // LATENT) * (k >> bit & 1) for bit, n in enumerate((down, right)))

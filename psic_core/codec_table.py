@@ -30,6 +30,8 @@ def codec_table(
 ) -> dict[str, Any]:
     """Wrap each architecture, compare it with CompressAI's own model of the same weights, and time its decoder.
 
+    Times are those of one thread: with several, processor time is no time.
+
     Args:
         names: Architectures.
         sizes: N and M of each; CompressAI's smallest by default.
@@ -37,13 +39,18 @@ def codec_table(
         rounds: Of timing; medians are reported.
 
     Returns:
-        ``rows``, one an architecture, with times in milliseconds, and how they were measured.
+        ``rows``, one an architecture, with times in milliseconds of a processor, and how they were measured.
     """
     pixels = transform.resize(data.astronaut(), (side, side), anti_aliasing=True)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-    rows = [_row(name, *sizes(name), x, rounds) for name in tqdm(names, "codecs", leave=False, disable=None)]
-    about = {"picture": f"astronaut, {side}x{side}", "weights": "random, seed 0", "rounds": rounds}
-    return about | {"threads": torch.get_num_threads(), "rows": rows, "provenance": provenance()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = [_row(name, *sizes(name), x, rounds) for name in tqdm(names, "codecs", leave=False, disable=None)]
+    finally:
+        torch.set_num_threads(threads)
+    about = {"picture": f"astronaut, {side}x{side}", "weights": "random, seed 0", "rounds": rounds, "threads": 1}
+    return about | {"rows": rows, "provenance": provenance()}
 
 
 def enliven(model: CompressionModel, x: Float[Tensor, "1 3 height width"], spread: float = 6) -> CompressionModel:
@@ -110,14 +117,14 @@ def _row(name: str, n: int, m: int, x: Float[Tensor, "1 3 height width"], rounds
 
 
 def _in_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Median milliseconds of each call; they take turns, so that none has the quieter moments."""
+    """Median milliseconds of processor time of each call, in turns: others on the machine do not count."""
     taken: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):  # the first warms up
         for k in range(len(calls)):
             k = (k + number) % len(calls)
-            started = time.perf_counter()
+            started = time.process_time()
             calls[k]()
-            taken[k].append(1000 * (time.perf_counter() - started))
+            taken[k].append(1000 * (time.process_time() - started))
     return [statistics.median(times[1:]) for times in taken]
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 #: Side of a window in pixels, context not counted.
 TILE = 1024
-#: Pictures of up to so many pixels are computed whole (a gigabyte at 128 channels), unless a tile's side is given.
+#: Pictures of up to so many pixels are computed whole, unless a tile's side is given.
 WHOLE = 2**22
 _WIDEST = 32  # cells; a transform that sees further is not local
 

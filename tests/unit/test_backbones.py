@@ -291,6 +291,19 @@ def test_nested_shapes_follow_from_the_pictures_size():
         ours.latents(stream._replace(strings=stream.strings[:9]))
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_forged_strings_are_a_bitstream_error(name: str):
+    ours = fresh(name)
+    honest = bitstream.unpack(ours.compress(picture(40, 40)))
+    assert len(honest.strings[0]) > 8
+    forged = [honest.strings[:-1], (*honest.strings, b"more"), (b"\xff" * 3000, *honest.strings[1:])]
+    forged.append((bytes(b ^ 0x5A for b in honest.strings[0]), *honest.strings[1:]))
+    forged.append((*honest.strings[:-1], b"\x00\xff" * 40))
+    for strings in forged:
+        with pytest.raises(BitstreamError):
+            ours.decompress(bitstream.pack(honest._replace(strings=strings)))
+
+
 def test_configuration_of_a_wrapped_model_builds_it_again():
     config = fresh("cheng2020-attn").config
     assert replace(PSIC.build(config).config) == config

@@ -52,7 +52,7 @@ class CachedLatents:
 
     def __init__(self, model: PSIC, pairs: Pairs, device: torch.device, chunk: int = 16, quiet: bool = False) -> None:
         height, width = pairs.pictures.shape[-2:]
-        multiple, parts, starts = model.backbone.downsampling_factor, [], []
+        multiple, parts, starts = model.factor, [], []
         down, right = -height % multiple, -width % multiple
         chunks = pairs.pictures.split(chunk)
         for k, pictures in enumerate(tqdm(chunks, desc="latents", leave=False, disable=quiet)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compressai.models import CompressionModel
 from safetensors import SafetensorError, safe_open
 
 from psic_core.codec import PSIC
@@ -54,11 +55,12 @@ def kept_state(model: PSIC) -> dict[str, torch.Tensor]:
     return {n: t for n, t in model.state_dict().items() if not (n.endswith(DERIVED) or (idle and idle in n))}
 
 
-def load_checkpoint(path: str | Path) -> PSIC:
+def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None) -> PSIC:
     """Load a model in eval mode, on the CPU, in float32.
 
     Args:
         path: A file, or the name of a shipped one (``psic-q2``).
+        backbone: A model like the one that was wrapped, where CompressAI cannot build it (architecture "custom").
 
     Raises:
         FileNotFoundError: Neither a file nor a shipped checkpoint.
@@ -70,7 +72,7 @@ def load_checkpoint(path: str | Path) -> PSIC:
             header = json.loads((file.metadata() or {})["psic"])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         config = CodecConfig(**header["config"])
-        model = PSIC.build(config)
+        model = PSIC.build(config) if backbone is None else PSIC(backbone, config)
         _read_header(model, header)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{found} is no PSIC checkpoint (safetensors with a 'psic' header): {error}") from error

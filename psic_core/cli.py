@@ -1,15 +1,13 @@
 """The command line: ``psic`` or ``python -m psic_core``."""
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from psic_core import cli_data, cli_training
+from psic_core import cli_data, cli_files, cli_training
 
 DEFAULT_CHECKPOINT = "psic-q2"
 
@@ -31,22 +29,7 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("psic", description="Privacy-Shielded Image Compression")
     commands = top.add_subparsers(dest="command", required=True)
 
-    p = _command(commands, "encode", encode, "write a photo to a .psic file")
-    p.add_argument("photo", type=Path)
-    p.add_argument("-o", "--output", type=Path, required=True)
-    p.add_argument("--keyword", help="words that will decode the full version")
-    p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="file or shipped name (%(default)s)")
-    p.add_argument("--passphrase", help="the owner's, where the checkpoint does not hold its secret")
-
-    p = _command(commands, "decode", decode, "decode a .psic file: protected, or full with the keyword")
-    p.add_argument("file", type=Path)
-    p.add_argument("-o", "--output", type=Path, required=True)
-    p.add_argument("--keyword", help="without it, or with a wrong one, the protected version is decoded")
-    p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
-
-    p = _command(commands, "info", info, "what a .psic file says of itself")
-    p.add_argument("file", type=Path)
-    p.add_argument("--json", action="store_true")
+    cli_files.add(partial(_command, commands), DEFAULT_CHECKPOINT)
 
     p = _command(commands, "rekey", rekey, "give a copy of a model a secret of your own, without training")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
@@ -79,48 +62,23 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--lpips", action="store_true", help="LPIPS too; fetches AlexNet's weights, once")
     _measuring_options(p, read=False)
 
+    p = _command(commands, "codecs", codecs, "every architecture of CompressAI under PSIC: identity and overhead")
+    p.add_argument("names", nargs="*", help="architectures; default: all")
+    p.add_argument("--rounds", type=int, default=9, help="of timing (%(default)s)")
+    p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
+
+    p = _command(commands, "scaling", scaling, "time and memory of coding from 0.1 to 24 megapixels")
+    p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
+    p.add_argument("--megapixels", type=float, nargs="+", help="default: six sizes from 0.1 to 24")
+    p.add_argument("--tile", type=int, metavar="PIXELS", help="as for psic encode")
+    p.add_argument("--seams", type=float, default=4, help="megapixels to compare tiled and whole at (%(default)s)")
+    p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
+
     p = _command(commands, "wrong-keys", wrong_keys, "what many wrong keywords decode")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
     p.add_argument("--keywords", type=int, default=100, help="how many (%(default)s)")
     _measuring_options(p)
     return top
-
-
-def encode(args: argparse.Namespace) -> None:
-    """``psic encode``."""
-    from psic_core import keys
-    from psic_core.checkpoints import load_checkpoint
-    from psic_core.images import load_image
-
-    image, model = load_image(args.photo), load_checkpoint(args.checkpoint)
-    if args.passphrase:
-        model.secret = keys.secret(args.passphrase)
-    if args.keyword and model.secret is None:
-        raise ValueError("this checkpoint does not hold its secret; pass --passphrase PASSPHRASE")
-    data = model.compress(image, args.keyword)
-    _write(args.output, data)
-    width, height = image.size
-    print(f"{args.output}: {len(data)} bytes, {8 * len(data) / width / height:.3f} bpp, {width}x{height}")
-
-
-def decode(args: argparse.Namespace) -> None:
-    """``psic decode``."""
-    from psic_core.checkpoints import load_checkpoint
-
-    image = load_checkpoint(args.checkpoint).decompress(_read(args.file), args.keyword)
-    partial = args.output.with_name(args.output.name + ".partial")
-    if args.output.suffix.lower() not in (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg"):
-        raise ValueError(f"cannot tell the picture format of {str(args.output)!r}; end its name in .png")
-    image.save(partial, format={"jpg": "jpeg", "tif": "tiff"}.get(s := args.output.suffix[1:].lower(), s))
-    os.replace(partial, args.output)
-
-
-def info(args: argparse.Namespace) -> None:
-    """``psic info``."""
-    from psic_core.bitstream import describe
-
-    facts = describe(_read(args.file))
-    print(json.dumps(facts, indent=1) if args.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
 
 
 def rekey(args: argparse.Namespace) -> None:
@@ -145,7 +103,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from psic_core.evaluation import table, write_json
     from psic_core.targets import load_target
 
-    lines = _read(args.classes).decode("utf-8").splitlines() if args.classes else []
+    lines = cli_files.read(args.classes).decode("utf-8").splitlines() if args.classes else []
     names = [line.strip() for line in lines if line.strip()] if args.classes else None
     if len(args.dataset) > 1 and "{dataset}" not in str(args.json):
         raise ValueError(f"{args.json} would be written {len(args.dataset)} times; put {{dataset}} into its name")
@@ -189,6 +147,28 @@ def rd(args: argparse.Namespace) -> None:
     print(table(report))
 
 
+def codecs(args: argparse.Namespace) -> None:
+    """``psic codecs``."""
+    from psic_core.bitstream import ARCHITECTURES
+    from psic_core.codec_table import codec_table, table
+    from psic_core.evaluation import write_json
+
+    report = codec_table(args.names or ARCHITECTURES, rounds=args.rounds)
+    write_json(report, args.json)
+    print(table(report))
+
+
+def scaling(args: argparse.Namespace) -> None:
+    """``psic scaling``."""
+    from psic_core.evaluation import write_json
+    from psic_core.scaling import SIZES, table
+    from psic_core.scaling import scaling as run
+
+    report = run(args.checkpoint, args.megapixels or SIZES, args.tile, args.seams)
+    write_json(report, args.json)
+    print(table(report))
+
+
 def wrong_keys(args: argparse.Namespace) -> None:
     """``psic wrong-keys``."""
     from psic_core.checkpoints import load_checkpoint
@@ -226,15 +206,3 @@ def _plain_beside(checkpoint: str) -> str:
     if not path.name.startswith("psic-"):
         raise ValueError(f"no plain codec is known for {checkpoint!r}; pass --plain CHECKPOINT")
     return str(path.with_name("plain-" + path.name.removeprefix("psic-")))
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
-    return path.read_bytes()
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

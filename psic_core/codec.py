@@ -1,18 +1,19 @@
 """PSIC: any CompressAI image model with conditional synthesis. One stream, two pictures."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from compressai.models import CompressionModel
-from compressai.registry import MODELS
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from psic_core import bitstream, keys
+from psic_core import bitstream, keys, tiles
+from psic_core.backbones import build_backbone, default_sizes, dissect, identify
 from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
-from psic_core.entropy import EntropyCoder, LatentTap
+from psic_core.entropy import EntropyCoder
 from psic_core.images import one_picture, pad_to, to_pil
 from psic_core.triggers import ConditionalSynthesis, split_stages
 
@@ -36,13 +37,16 @@ class PSIC(nn.Module):
         self.config = config
         self.secret = secret
         self.kind = "psic"
-        factor = backbone.downsampling_factor
-        self.coder = EntropyCoder(backbone)
-        with torch.no_grad():
-            tap, synthesis = LatentTap(), backbone.g_s
-            backbone.g_s = tap
-            backbone.eval()(torch.zeros(1, 3, 2 * factor, 2 * factor))
-        stages, channels = split_stages(synthesis, tap.y_hat)
+        self._context: int | None = None  # latents that g_s looks around, once measured
+        anatomy = dissect(backbone)
+        try:
+            stages, channels = split_stages(anatomy.synthesis, anatomy.y_hat)
+        except ValueError:
+            backbone.g_s = anatomy.synthesis  # the caller's model stays whole
+            raise
+        self.factor = anatomy.factor  # pictures are padded to multiples of it, in pixels
+        self.coder = EntropyCoder(backbone, anatomy.factor, anatomy.cell)
+        self.coder.level(None, config.quality)
         self.backbone = backbone.train()
         self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual, config.injections)
 
@@ -51,16 +55,36 @@ class PSIC(nn.Module):
         """A fresh, untrained PSIC over the architecture that ``config`` names.
 
         Raises:
-            ValueError: The architecture is not in CompressAI's zoo.
+            ValueError: The architecture is not in CompressAI's zoo, or refuses the sizes.
         """
         config = config or CodecConfig()
-        # Checkerboard and ELIC say no factor, and nest their shapes.
-        known = [name for name in bitstream.ARCHITECTURES if hasattr(MODELS[name], "downsampling_factor")]
-        if config.architecture not in known:
-            raise ValueError(f"architecture {config.architecture!r} is none of {', '.join(known)}")
-        sizes = (config.n,) if config.architecture.startswith("cheng2020") else (config.n, config.m)
-        backbone = MODELS[config.architecture](*sizes)
+        backbone = build_backbone(config.architecture, config.n, config.m)
         return cls(backbone, config, secret or keys.secret(PUBLIC_PASSPHRASE))
+
+    @classmethod
+    def wrap(cls, model: str | CompressionModel, secret: bytes | None = None, **fields: Any) -> "PSIC":
+        """PSIC over any image codec of CompressAI: by its name, or a model at hand with the weights that it has.
+
+        ``PSIC.wrap("elic2022-official")``, ``PSIC.wrap(cheng2020_anchor(quality=3, pretrained=True), quality=3)``.
+        The triggers start at zero: until they are trained, every version is the codec's own picture.
+
+        Args:
+            model: A name of `psic_core.bitstream.ARCHITECTURES`, built in CompressAI's smallest size, or a model,
+                whose ``g_s`` moves into PSIC. One that CompressAI cannot build from two sizes becomes ``"custom"``;
+                its checkpoint is loaded with ``load_checkpoint(path, backbone)``, ``backbone`` being one like it.
+            secret: The model's 16-byte secret; the course's public one else.
+            **fields: Of `CodecConfig`: ``quality=3``, the triggers' sizes; with a name also ``n`` and ``m``.
+
+        Raises:
+            ValueError: No such architecture, or a model without a decoder that PSIC can condition.
+        """
+        if isinstance(model, str):
+            n, m = default_sizes(model)
+            return cls.build(CodecConfig(**{"n": n, "m": m} | fields | {"architecture": model}), secret)
+        psic = cls(model, CodecConfig(**fields), secret or keys.secret(PUBLIC_PASSPHRASE))
+        m, *_, n = psic.g_s.channels
+        psic.config = replace(psic.config, architecture=identify(psic.backbone, n, m), n=n, m=m)
+        return psic
 
     # --- training and evaluation on tensors -------------------------------------------------------------
 
@@ -69,22 +93,29 @@ class PSIC(nn.Module):
         x: Float[Tensor, "batch 3 height width"],
         condition: Float[Tensor, "*batch dim"] | None = None,
         y_hat: Float[Tensor, "batch m h w"] | None = None,
+        quality: int | None = None,
     ) -> dict[str, Any]:
         """CompressAI's contract: ``{"x_hat": (B, 3, H, W), "likelihoods": {...}}``, and ``"y_hat"`` beside.
 
         Args:
-            x: Pictures in [0, 1]; height and width multiples of the backbone's ``downsampling_factor``.
+            x: Pictures in [0, 1]; height and width multiples of ``factor``.
             condition: One vector, or one a picture; ``None`` decodes protected.
             y_hat: Known latents (training stage two): the backbone is skipped and there are no likelihoods.
+            quality: Level of a variable-rate model, from 0; ``None`` is the configuration's.
         """
-        out = {"x_hat": y_hat, "likelihoods": {}} if y_hat is not None else self.backbone(x)
+        rate = self.coder.rate(self.coder.level(quality, self.config.quality))
+        out = {"x_hat": y_hat, "likelihoods": {}} if y_hat is not None else self.backbone(x, **rate)
         return out | {"y_hat": out["x_hat"], "x_hat": self.synthesize(out["x_hat"], condition)}
 
     @torch.no_grad()
     def quantised_latents(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch m h w"]:
         """The rounded y_hat that a decoder gets from a file, without writing one."""
-        training = self.backbone.training
-        y_hat = self.backbone.eval()(x)["x_hat"]
+        quality, training = self.config.quality, self.backbone.training
+        self.backbone.eval()
+        if hasattr(self.backbone, "context_prediction"):  # forward() predicts no means there; slow, on the CPU
+            y_hat = torch.cat([self.coder.encode(one, quality)[1] for one in x.split(1)])
+        else:
+            y_hat = self.backbone(x, **self.coder.rate(quality))["x_hat"]
         self.backbone.train(training)
         return y_hat
 
@@ -131,7 +162,12 @@ class PSIC(nn.Module):
     # --- real files -------------------------------------------------------------------------------------
 
     def compress(
-        self, image: Image.Image | Float[Tensor, "*batch 3 height width"], keyword: str | None = None
+        self,
+        image: Image.Image | Float[Tensor, "*batch 3 height width"],
+        keyword: str | None = None,
+        *,
+        quality: int | None = None,
+        tile: int | None = None,
     ) -> bytes:
         """Encode one picture of any size to a ``.psic`` file.
 
@@ -139,42 +175,54 @@ class PSIC(nn.Module):
             image: A Pillow picture of any mode, or floats in [0, 1].
             keyword: Seals the model's secret into the header, so that this keyword decodes the full version.
                 Nothing else in the file depends on it.
+            quality: Level of a variable-rate model, from 0; ``None`` is the configuration's.
+            tile: Side in pixels of the windows in which a large picture is encoded, so that memory is bounded; 0
+                never tiles, ``None`` does above 4 megapixels. The file is the same but for rounding.
 
         Raises:
-            ValueError: Not a single RGB picture in [0, 1]; model not float32 on the CPU; secret missing.
+            ValueError: No single RGB picture in [0, 1]; model not float32 on the CPU; no secret; no such quality.
         """
-        x = one_picture(image)
+        x, quality = one_picture(image), self.coder.level(quality, self.config.quality)
+        height, width = x.shape[-2:]
         slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
-        coded, y_hat = self.coder.encode(pad_to(x, self.backbone.downsampling_factor))
+        x = pad_to(x, self.factor)
+        strings, y_hat = self.coder.encode(x, quality, tiles.tile_for(height, width, tile))
         return bitstream.pack(
             Stream(
                 architecture=self.config.architecture,
-                quality=self.config.quality,
+                quality=quality,
                 fingerprint=self.coder.current,
-                height=x.shape[-2],
-                width=x.shape[-1],
-                shape=tuple(coded["shape"]),
-                strings=tuple(string for (string,) in coded["strings"]),
+                height=height,
+                width=width,
+                shape=(x.shape[-2] // self.factor, x.shape[-1] // self.factor),
+                strings=strings,
                 latent_checksum=bitstream.latent_checksum(y_hat),
                 slots=slots,
             )
         )
 
-    def decompress(self, stream: bytes, keyword: str | None = None) -> Image.Image:
+    def decompress(self, stream: bytes, keyword: str | None = None, *, tile: int | None = None) -> Image.Image:
         """The protected picture, or the full one with the right keyword (or the owner's passphrase).
 
         A wrong keyword is no error: it decodes protected.
 
+        Args:
+            stream: A whole ``.psic`` file.
+            keyword: Of the file, or the owner's passphrase.
+            tile: Side in pixels of the windows in which a large picture is decoded, as for `compress`.
+
         Raises:
             BitstreamError: The file is damaged, or another model wrote it.
         """
-        return to_pil(self.decompress_tensor(stream, keyword))
+        return to_pil(self.decompress_tensor(stream, keyword, tile=tile))
 
-    def decompress_tensor(self, stream: bytes, keyword: str | None = None) -> Float[Tensor, "1 3 height width"]:
+    def decompress_tensor(
+        self, stream: bytes, keyword: str | None = None, *, tile: int | None = None
+    ) -> Float[Tensor, "1 3 height width"]:
         """`decompress` as floats in [0, 1], before rounding to 8 bits."""
         unpacked = bitstream.unpack(stream)
         y_hat = self.latents(unpacked)
-        return self.picture(y_hat, unpacked, self.condition_of(unpacked, keyword))
+        return self.picture(y_hat, unpacked, self.condition_of(unpacked, keyword), tile)
 
     def latents(self, stream: Stream) -> Float[Tensor, "1 m h w"]:
         """Entropy-decode a stream: the y_hat that every version of the picture starts from.
@@ -182,21 +230,22 @@ class PSIC(nn.Module):
         Raises:
             BitstreamError: Another model wrote the stream, or its latents do not decode to what was coded.
         """
-        mine = (self.config.architecture, self.config.quality, self.fingerprint())
+        variable = self.coder.levels is not None and stream.quality < self.coder.levels
+        quality = stream.quality if variable else self.config.quality
+        mine = (self.config.architecture, quality, self.fingerprint())
         theirs = (stream.architecture, stream.quality, stream.fingerprint)
         if mine != theirs:
             raise BitstreamError(
                 f"written by {theirs[0]} q{theirs[1]} {theirs[2].hex()}, this model is {mine[0]} q{mine[1]} "
                 f"{mine[2].hex()}: load the checkpoint that wrote the file"
             )
-        factor = self.backbone.downsampling_factor
-        shape = (-(-stream.height // factor), -(-stream.width // factor))
+        shape = (-(-stream.height // self.factor), -(-stream.width // self.factor))
         if stream.shape != shape:
             raise BitstreamError(
                 f"latent shape {stream.shape} does not fit a picture of {stream.height}x{stream.width}"
             )
         try:
-            y_hat = self.coder.decode(stream.strings, shape)
+            y_hat = self.coder.decode(stream.strings, shape, quality)
             checksum = bitstream.latent_checksum(y_hat)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             reason = str(error) or f"{len(stream.strings)} strings are not what this architecture writes"
@@ -206,11 +255,24 @@ class PSIC(nn.Module):
                                  "whose arithmetic differs")  # fmt: skip
         return y_hat
 
+    @torch.no_grad()
     def picture(
-        self, y_hat: Float[Tensor, "1 m h w"], stream: Stream, condition: Float[Tensor, " dim"] | None
+        self,
+        y_hat: Float[Tensor, "1 m h w"],
+        stream: Stream,
+        condition: Float[Tensor, " dim"] | None,
+        tile: int | None = None,
     ) -> Float[Tensor, "1 3 height width"]:
-        """Synthesise under a condition, clamp to [0, 1] and crop to the picture's size."""
-        with torch.no_grad():
+        """Synthesise under a condition, clamp to [0, 1] and crop to the picture's size; ``tile`` as for `compress`."""
+        cell, tile = self.coder.cell, tiles.tile_for(stream.height, stream.width, tile)
+        if tile and max(y_hat.shape[-2:]) * cell > tile:
+            if self._context is None:
+                beta = torch.zeros(1, self.config.dim)
+                self._context = tiles.reach(lambda y: self.g_s(y, beta), y_hat.shape[1], 1)
+            x_hat = tiles.tiled(
+                lambda y: self.synthesize(y, condition), y_hat, (1, cell), -(-tile // cell), self._context, "decoding"
+            )
+        else:
             x_hat = self.synthesize(y_hat, condition)
         return x_hat[..., : stream.height, : stream.width].clamp(0, 1)
 

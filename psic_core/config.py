@@ -68,7 +68,7 @@ class CodecConfig:
     architecture: str = "bmshj2018-hyperprior"  # a name in compressai.zoo.image_models
     n: int = 64  # channels of g_a, g_s inside (CompressAI: 128 at low rates)
     m: int = 96  # channels of the latent y (CompressAI: 192)
-    quality: int = 2  # label of the rate point, 1..255; the number in the file's header
+    quality: int = 2  # label of the rate point, up to 255, in the file's header; a variable-rate model's level
     dim: int = 64  # length of the condition vector beta
     hidden: int = 64  # width of each trigger's MLP
     residual: int = 32  # channels of the last trigger's residual block, doubled at each earlier one; 0: none

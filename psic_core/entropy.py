@@ -5,12 +5,15 @@ from types import MethodType
 from typing import Any
 
 import torch
-from compressai.entropy_models import EntropyModel, GaussianConditional
+from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
+from compressai.layers import MaskedConv2d
 from compressai.models import CompressionModel, ScaleHyperprior
 from compressai.models.base import get_scale_table
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
+from psic_core import tiles
+from psic_core.backbones import levels
 from psic_core.bitstream import BitstreamError
 
 #: Standard deviations that the entropy coder knows. CompressAI's 64 up to 256 cost 2 to 3 % of the file at these
@@ -19,77 +22,126 @@ SCALES = get_scale_table(0.11, 64, 128)
 _TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
 
 
-class LatentTap(nn.Module):
-    """Stands where the backbone had ``g_s``: hands y_hat on unchanged and keeps a copy.
+class KnownLatents(nn.Module):
+    """Stands where the backbone had ``g_a`` while it codes latents that were computed before."""
 
-    With it the backbone is just encoder + entropy model, and what it calls its reconstruction is y_hat.
-    """
+    def __init__(self, y: Float[Tensor, "1 m h w"]) -> None:
+        super().__init__()
+        self.y = y
 
-    y_hat: Tensor
-
-    def forward(self, y_hat: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch m h w"]:
-        """Identity. Decompressing models clamp the result in place, hence the copy."""
-        self.y_hat = y_hat.detach()  # a graph would outlive its step, and forbid copying the model
-        return y_hat.clone()
+    def forward(self, x: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 m h w"]:
+        """The latents, whatever the picture."""
+        return self.y
 
 
 class EntropyCoder:
     """Latents to strings and back.
 
     Args:
-        backbone: A CompressAI image model whose ``g_s`` is a `LatentTap`. Its tables leave the state dict: they
-            follow from the weights, and their sizes hinder ``load_state_dict``.
+        backbone: A CompressAI image model whose ``g_s`` is a `psic_core.backbones.LatentTap`. Its tables leave the
+            state dict: they follow from the weights, and their sizes hinder ``load_state_dict``.
+        factor: Height and width of pictures are multiples of it.
+        cell: Pixels that a latent stands for, on each side.
     """
 
-    def __init__(self, backbone: CompressionModel) -> None:
+    def __init__(self, backbone: CompressionModel, factor: int, cell: int) -> None:
         self.backbone = backbone
+        self.factor = factor
+        self.cell = cell
+        self.levels = levels(backbone)
         self.current = b""  # fingerprint of the weights that the tables were made from
+        self.unit: Any = None  # CompressAI's ``shape`` of a picture of factor x factor
+        self.context: int | None = None
         for module in backbone.modules():
             if isinstance(module, EntropyModel):
                 module._non_persistent_buffers_set.update(module._buffers.keys() & set(_TABLES))
                 module.register_load_state_dict_pre_hook(_drop_tables)
             if isinstance(module, GaussianConditional):
                 module.build_indexes = MethodType(_build_indexes, module)
-        for name, module in backbone.named_children():
-            if name in ("g_a", "h_a"):
+        for name, module in backbone.named_modules():
+            if name.rpartition(".")[2] in ("g_a", "h_a"):  # h_a may lie within a latent codec
                 module.register_forward_hook(_refuse_wild_latents)
 
+    def level(self, quality: int | None, default: int) -> int:
+        """The quality that is meant: ``None`` is the default.
+
+        Raises:
+            ValueError: The model has no such rate.
+        """
+        if self.levels is None and quality not in (None, default):
+            raise ValueError(f"quality {quality}: this model has one rate, labelled {default}")
+        quality = default if quality is None else quality
+        if self.levels is not None and not 0 <= quality < self.levels:
+            raise ValueError(f"quality {quality} of a variable-rate model; it has 0 to {self.levels - 1}")
+        return quality
+
+    def rate(self, quality: int) -> dict[str, int]:
+        """What the backbone's methods take besides: a variable-rate model's level, else nothing."""
+        return {} if self.levels is None else {"s": quality}
+
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "1 3 height width"]) -> tuple[dict[str, Any], Float[Tensor, "1 m h w"]]:
-        """CompressAI's ``strings`` and ``shape``, and the y_hat that they will decode to.
+    def encode(
+        self, x: Float[Tensor, "1 3 height width"], quality: int, tile: int = 0
+    ) -> tuple[tuple[bytes, ...], Float[Tensor, "1 m h w"]]:
+        """CompressAI's strings, and the y_hat that they will decode to.
+
+        Args:
+            x: The padded picture.
+            quality: A variable-rate model's level; without meaning for others.
+            tile: Side in pixels of the windows that ``g_a`` sees; 0: the whole picture.
 
         Raises:
             ValueError: The model is not float32 on the CPU, or has diverged.
         """
         self.fingerprint()
-        kept: list[Tensor] = []
-        hook = self.backbone.g_a.register_forward_hook(lambda _, __, y: kept.append(y))
+        g_a = self.backbone.g_a
+        if tile and max(x.shape[-2:]) > tile:
+            if self.context is None:
+                self.context = tiles.reach(g_a.forward, 3, self.cell)
+            y = tiles.tiled(g_a, x, (self.cell, 1), -(-tile // self.cell), self.context, "encoding")
+        else:
+            y = g_a(x)
+        self.backbone.g_a = KnownLatents(y)
         try:
-            coded = self.backbone.compress(x)
+            coded = self.backbone.compress(x, **self.rate(quality))
         finally:
-            hook.remove()
+            self.backbone.g_a = g_a
+        strings = tuple(string for (string,) in coded["strings"])
         if type(self.backbone) is ScaleHyperprior:  # no predicted means: y_hat is y, rounded
-            return coded, kept[0].round()
-        return coded, self.decode(tuple(string for (string,) in coded["strings"]), tuple(coded["shape"]))
+            return strings, y.round()
+        return strings, self.decode(strings, (x.shape[-2] // self.factor, x.shape[-1] // self.factor), quality)
 
     @torch.no_grad()
-    def decode(self, strings: tuple[bytes, ...], shape: tuple[int, int]) -> Float[Tensor, "1 m h w"]:
+    def decode(self, strings: tuple[bytes, ...], shape: tuple[int, int], quality: int) -> Float[Tensor, "1 m h w"]:
         """The latents of one picture. Call `fingerprint` before, which makes the tables.
 
         The range decoder does not check its bounds. Zeros behind each string keep a forged file from reading
         foreign memory: a symbol takes at most 2 bytes, and an escape code, which a string can announce to be 15
         times as long as the announcement, ends in zeros.
 
+        Args:
+            strings: CompressAI's.
+            shape: The padded picture's height and width, as multiples of ``factor``.
+            quality: As for `encode`.
+
         Raises:
             BitstreamError: A string is longer than the picture can need.
         """
-        symbols = shape[0] * shape[1] * self.backbone.downsampling_factor**2
+        symbols = shape[0] * shape[1] * self.factor**2
         longest = max(map(len, strings))
         if longest > 16 * symbols + 64:
             raise BitstreamError(f"a string of {longest} bytes is too long for {symbols} pixels")
         padded = [[string + bytes(4 * symbols + 16 * len(string) + 4096)] for string in strings]
-        self.backbone.decompress(padded, torch.Size(shape))
+        self.backbone.decompress(padded, self._nested(shape), **self.rate(quality))
         return self.backbone.g_s.y_hat
+
+    def _nested(self, shape: tuple[int, int]) -> Any:
+        """CompressAI's ``shape`` of a picture. Models made of latent codecs nest one for each codec."""
+        if not hasattr(self.backbone, "latent_codec"):
+            return torch.Size(shape)
+        if self.unit is None:
+            self.unit = self.backbone.compress(torch.zeros(1, 3, self.factor, self.factor))["shape"]
+        return _scaled(self.unit, shape)
 
     def fingerprint(self) -> bytes:
         """8 bytes of SHA-256 over encoder, entropy model and scales: equal where streams are interchangeable.
@@ -101,6 +153,9 @@ class EntropyCoder:
         Raises:
             ValueError: The model is not float32 on the CPU.
         """
+        for module in self.backbone.modules():
+            if isinstance(module, MaskedConv2d):  # else its first forward pass would change the fingerprint
+                module.weight.data.mul_(module.mask)
         digest = hashlib.sha256(SCALES.numpy())
         for name, p in self.backbone.named_parameters():
             if p.device.type != "cpu" or p.dtype != torch.float32:
@@ -111,7 +166,7 @@ class EntropyCoder:
             digest.update(name.encode())
             digest.update(p.detach().contiguous().numpy())
         if digest.digest()[:8] != self.current:
-            self.backbone.update(scale_table=SCALES, force=True)
+            self._update()
             self.current = digest.digest()[:8]
         return self.current
 
@@ -121,7 +176,25 @@ class EntropyCoder:
 
         The auxiliary loss only approaches them. The streams change: not for a model with files in use.
         """
-        self.backbone.update(scale_table=SCALES, force=True, update_quantiles=True)
+        self._update(update_quantiles=True)
+
+    def _update(self, update_quantiles: bool = False) -> None:
+        """CompressAI's ``update()``, whose arguments differ from model to model."""
+        for module in self.backbone.modules():
+            if isinstance(module, EntropyBottleneck):
+                module.update(force=True, update_quantiles=update_quantiles)
+            if isinstance(module, GaussianConditional):
+                module.update_scale_table(SCALES, force=True)
+
+
+def _scaled(tree: Any, units: tuple[int, int]) -> Any:
+    """A nested shape of one unit, for so many units: heights and widths stand last."""
+    if isinstance(tree, dict):
+        return {name: _scaled(part, units) for name, part in tree.items()}
+    if isinstance(tree, list):
+        return [_scaled(part, units) for part in tree]
+    *channels, height, width = tree
+    return torch.Size((*channels, height * units[0], width * units[1]))
 
 
 def _build_indexes(self: GaussianConditional, scales: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:

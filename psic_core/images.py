@@ -30,6 +30,17 @@ def load_image(path: str | Path | io.BytesIO) -> Image.Image:
         raise ValueError(f"cannot read {str(path)!r} as a picture: {error}") from error
 
 
+def save_image(image: Image.Image, path: Path, suffix: str) -> None:
+    """Write a picture to a path that need not end in its format's suffix.
+
+    Raises:
+        ValueError: The suffix names no picture format.
+    """
+    if suffix.lower() not in (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg"):
+        raise ValueError(f"cannot tell the picture format of a name that ends in {suffix!r}; end it in .png")
+    image.save(path, format={"jpg": "jpeg", "tif": "tiff"}.get(name := suffix[1:].lower(), name))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to upright 8-bit RGB: EXIF rotation applied, alpha laid on white, 16 bit scaled to 8."""
     image.load()  # what cannot be read is an error, what cannot be read of EXIF is not

@@ -120,6 +120,7 @@ class ConditionalSynthesis(nn.Module):
         self.stages = nn.ModuleList(stages)
         if injections is not None and not 1 <= injections <= len(stages):
             raise ValueError(f"injections {injections}: this decoder has {len(stages)} stages; give 1 to {len(stages)}")
+        self.channels = tuple(channels)
         widths = [*reversed([min(c, residual * 2**i) for i, c in enumerate(channels[-2::-1])]), 0]
         places = list(zip(channels, widths, strict=True))[:injections]
         self.triggers = nn.ModuleList(Injection(dim, c, hidden, w) for c, w in places)
@@ -143,8 +144,11 @@ class ConditionalSynthesis(nn.Module):
         return y_hat
 
 
-def split_stages(g_s: nn.Sequential, latent: Float[Tensor, "1 m h w"]) -> tuple[list[nn.Module], list[int]]:
+def split_stages(g_s: nn.Module, latent: Float[Tensor, "1 m h w"]) -> tuple[list[nn.Module], list[int]]:
     """Cut ``g_s`` before each up-sampling layer, found by structure: where a layer enlarges its input.
+
+    A nested sequence is looked into where it enlarges its input more than once; one that does so once, such as a
+    convolution with the pixel shuffle behind it, is a layer.
 
     Args:
         g_s: The synthesis transform of a CompressAI image model.
@@ -154,21 +158,47 @@ def split_stages(g_s: nn.Sequential, latent: Float[Tensor, "1 m h w"]) -> tuple[
         The stages, and the channels that enter each.
 
     Raises:
-        ValueError: ``g_s`` is not an ``nn.Sequential`` or never up-samples.
+        ValueError: ``g_s`` is no sequence of layers from one tensor to the next, or never up-samples.
     """
     if not isinstance(g_s, nn.Sequential):
         raise ValueError(f"g_s is a {type(g_s).__name__}; PSIC needs an nn.Sequential to find its stages")
+    with torch.no_grad():
+        layers = _layers(g_s, latent)
     stages: list[list[nn.Module]] = []
     channels: list[int] = []
-    x = latent
-    with torch.no_grad():
-        for layer in g_s:
-            out = layer(x)
-            if out.shape[-1] > x.shape[-1] or not stages:
-                stages.append([])
-                channels.append(x.shape[1])
-            stages[-1].append(layer)
-            x = out
-    if x.shape[-1] <= latent.shape[-1]:
-        raise ValueError(f"g_s maps {tuple(latent.shape)} to {tuple(x.shape)}: no up-sampling stage found")
+    before = after = latent.shape
+    for layer, before, after in layers:
+        if after[-1] > before[-1] or not stages:
+            stages.append([])
+            channels.append(before[1])
+        stages[-1].append(layer)
+    if after[-1] <= latent.shape[-1]:
+        raise ValueError(f"g_s maps {tuple(latent.shape)} to {tuple(after)}: no up-sampling stage found")
+    if after[1] != 3:
+        raise ValueError(f"g_s maps {tuple(latent.shape)} to {tuple(after)}: PSIC needs pictures of 3 channels")
     return [nn.Sequential(*layers) for layers in stages], channels
+
+
+_Layer = tuple[nn.Module, torch.Size, torch.Size]
+
+
+def _layers(sequence: nn.Sequential, x: Float[Tensor, "1 m h w"]) -> list[_Layer]:
+    """Each layer with its shapes before and after."""
+    found: list[_Layer] = []
+    for layer in sequence:
+        inner: list[_Layer] = []
+        try:
+            if isinstance(layer, nn.Sequential):
+                inner = _layers(layer, x)
+            out = layer(x)
+            shape = out.shape
+        except (TypeError, AttributeError) as error:
+            kind = type(layer).__name__
+            raise ValueError(
+                f"layer {len(found)} of g_s, {kind}, does not map one tensor to one tensor ({error}): PSIC needs "
+                "layers that take the features alone"
+            ) from error
+        several = sum(after[-1] > before[-1] for _, before, after in inner) > 1
+        found += inner if several else [(layer, x.shape, shape)]
+        x = out
+    return found

@@ -141,22 +141,6 @@ def test_wrapping_keeps_the_backbones_weights():
     assert ours.training
 
 
-# Their shapes are nested, and they say no downsampling_factor.
-UNSUPPORTED = ("cheng2020-anchor-checkerboard", "elic2022-official", "elic2022-chandelier")
-
-
-@pytest.mark.parametrize("architecture", bitstream.ARCHITECTURES)
-def test_every_architecture_of_the_format_builds_or_is_refused(architecture: str):
-    config = replace(CONFIG, architecture=architecture)
-    if architecture in UNSUPPORTED:
-        with pytest.raises(ValueError, match=architecture):
-            PSIC.build(config, SECRET)
-        return
-    built = PSIC.build(config, SECRET)
-    assert len(built.g_s.stages) == len(built.key_layers()) == (5 if "cheng" in architecture else 4)
-    assert built.decompress_tensor(built.compress(picture(5, 9))).shape == (1, 3, 5, 9)
-
-
 def test_unknown_architecture_is_refused():
     with pytest.raises(ValueError, match=r"'jpeg'.*bmshj2018-hyperprior"):
         PSIC.build(replace(CONFIG, architecture="jpeg"))

@@ -1,0 +1,309 @@
+"""Every image architecture of CompressAI under PSIC: found by structure, identical while fresh, whole in real files."""
+
+import copy
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from compressai.models import CompressionModel, MeanScaleHyperprior, ScaleHyperprior
+from compressai.models.vbr import ScaleHyperpriorVbr
+from compressai.registry import MODELS
+from models import OWNER, SMALL, awaken, backbone, fresh, picture, sizes
+from torch import Tensor, nn
+
+from psic_core import bitstream, keys
+from psic_core.backbones import default_sizes
+from psic_core.bitstream import ARCHITECTURES, BitstreamError
+from psic_core.checkpoints import load_checkpoint, save_checkpoint
+from psic_core.codec import PSIC
+from psic_core.entropy import SCALES
+from psic_core.images import pad_to
+
+SECRET = keys.secret(OWNER)
+VARIABLE = [name for name in ARCHITECTURES if name.endswith("-vbr")]
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@functools.cache
+def theirs(name: str) -> CompressionModel:
+    """Not to be changed by a test."""
+    model = backbone(name)
+    model.update(scale_table=SCALES, force=True)
+    return model
+
+
+def level(name: str) -> dict[str, int]:
+    return {"s": 2} if name in VARIABLE else {}
+
+
+# --- all thirteen -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_wrapping_tells_architecture_and_sizes(name: str):
+    config = fresh(name).config
+    cheng = name.startswith("cheng")
+    assert config.architecture == name
+    assert (config.n, config.m) == (8, 8 if cheng else sizes(name)["m"])
+    stages = fresh(name).g_s.stages
+    assert sum(map(len, stages)) == len(theirs(name).g_s)
+    assert len(stages) == (5 if cheng or name.startswith("elic") else 4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_forward_has_compressais_shapes_and_numbers(name: str):
+    """The assertions of CompressAI's own tests, and bit for bit the backbone's values."""
+    ours, own, x = fresh(name), theirs(name), picture(64, 128)
+    with torch.no_grad():
+        got, expected = ours(x, torch.randn(16)), own(x, **level(name))
+    assert got["x_hat"].shape == x.shape
+    m = ours.config.m
+    assert got["likelihoods"]["y"].shape == (1, m, 4, 8)
+    if "factorized" not in name:
+        assert got["likelihoods"]["z"].shape == (1, 8, 1, 2)
+    assert all(((p > 0) & (p <= 1)).all() for p in got["likelihoods"].values())
+    assert torch.equal(got["x_hat"], expected["x_hat"])
+    assert got["likelihoods"].keys() == expected["likelihoods"].keys()
+    assert all(torch.equal(p, expected["likelihoods"][k]) for k, p in got["likelihoods"].items())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_fresh_files_hold_and_show_what_the_plain_codec_does(name: str):
+    ours, own, x = fresh(name), theirs(name), picture(40, 100)
+    file = ours.compress(x)
+    with torch.no_grad():
+        coded = own.compress(pad_to(x, ours.factor), **level(name))
+        shown = own.decompress(coded["strings"], coded["shape"], **level(name))["x_hat"][..., :40, :100]
+    stream = bitstream.unpack(file)
+    assert stream.strings == tuple(string for (string,) in coded["strings"])
+    assert ours.latents(stream).unique().numel() > 8
+    assert shown.std() > 1e-3
+    assert torch.equal(ours.decompress_tensor(file), shown)
+    assert torch.equal(ours.decompress_tensor(file, OWNER), shown)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_trained_triggers_show_and_survive_a_checkpoint(name: str, tmp_path: Path):
+    ours = awaken(copy.deepcopy(fresh(name)), scale=1)
+    file = ours.compress(x := picture(30, 50), "my cat")
+    assert bitstream.unpack(file)._replace(slots=()) == bitstream.unpack(fresh(name).compress(x))
+    protected, full = ours.decompress_tensor(file), ours.decompress_tensor(file, "my cat")
+    assert protected.shape == full.shape == (1, 3, 30, 50)
+    assert not torch.allclose(protected, full, atol=1e-2)
+    assert torch.equal(full, fresh(name).decompress_tensor(file))
+    save_checkpoint(ours, tmp_path / "model.safetensors", publish_secret=True)
+    again = load_checkpoint(tmp_path / "model.safetensors")
+    assert again.compress(x) == ours.compress(x)
+    assert torch.equal(again.decompress_tensor(file), protected)
+    assert torch.equal(again.decompress_tensor(file, OWNER), full)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_latents_for_training_are_those_of_a_file(name: str):
+    ours, x = fresh(name), picture(64, 64)
+    got = ours.quantised_latents(x.expand(2, -1, -1, -1))
+    want = ours.latents(bitstream.unpack(ours.compress(x)))
+    assert got.shape == (2, *want.shape[1:])
+    assert torch.allclose(got, want.expand_as(got), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor-checkerboard", "mbt2018-mean-vbr"])
+def test_every_part_learns(name: str):
+    ours = awaken(copy.deepcopy(fresh(name))).train()
+    out = ours(picture(64, 64))
+    rate = sum(p.log().mean() for p in out["likelihoods"].values())
+    (out["x_hat"].square().mean() - rate).backward()
+    idle = {n for n, p in ours.named_parameters() if p.grad is None}
+    meant = ("quantiles", "w_d.bias", "Gain")  # the auxiliary loss's; the anchor's; kept by CompressAI
+    assert {n for n in idle if not n.endswith(meant)} == set()
+
+
+# --- stages and sizes by structure ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("bmshj2018-hyperprior", (128, 192)), ("cheng2020-anchor", (128, 128)), ("elic2022-official", (192, 320)),
+     ("cheng2020-anchor-checkerboard", (192, 192)), ("mbt2018-mean-vbr", (192, 320))],
+)  # fmt: skip
+def test_a_name_alone_takes_compressais_smallest_sizes(name: str, expected: tuple[int, int]):
+    assert default_sizes(name) == expected
+
+
+def test_wrap_by_name_takes_fields_of_the_configuration():
+    ours = PSIC.wrap("mbt2018-mean", n=8, m=12, quality=5, **SMALL)
+    assert (ours.config.n, ours.config.m, ours.config.quality) == (8, 12, 5)
+    assert isinstance(ours.backbone, MeanScaleHyperprior)
+    with pytest.raises(TypeError, match="colour"):
+        PSIC.wrap("mbt2018-mean", colour=1)
+
+
+class OneBigDecoder(ScaleHyperprior):
+    """A decoder in sequences within sequences."""
+
+    def __init__(self):
+        super().__init__(8, 12)
+        self.g_s = nn.Sequential(nn.Sequential(*self.g_s[:3]), nn.Sequential(self.g_s[3], nn.Sequential(*self.g_s[4:])))
+
+
+def test_nested_sequences_are_looked_into(tmp_path: Path):
+    ours = awaken(PSIC.wrap(OneBigDecoder(), SECRET, **SMALL), scale=1).eval()
+    assert ours.g_s.channels == (12, 8, 8, 8)
+    assert (ours.config.architecture, ours.config.n, ours.config.m) == ("custom", 8, 12)
+    file = ours.compress(picture(30, 30))
+    save_checkpoint(ours, tmp_path / "own.safetensors")
+    again = load_checkpoint(tmp_path / "own.safetensors", OneBigDecoder())
+    assert torch.equal(again.decompress_tensor(file), ours.decompress_tensor(file))
+    with pytest.raises(ValueError, match="'custom'"):
+        load_checkpoint(tmp_path / "own.safetensors")
+
+
+def test_a_model_of_other_sizes_than_its_name_says_is_custom():
+    torch.manual_seed(0)
+    odd = MODELS["elic2022-official"](8, 20, groups=[4, 16])
+    assert PSIC.wrap(odd, **SMALL).config.architecture == "custom"
+
+
+class TwoArguments(nn.Module):
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
+        return x * gain
+
+
+class Unsequenced(nn.Module):
+    def __init__(self, g_s: nn.Module):
+        super().__init__()
+        self.inner = g_s
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.inner(y)
+
+
+def unsuitable(kind: str) -> nn.Module:
+    model = ScaleHyperprior(8, 12)
+    if kind == "layer":
+        model.g_s = nn.Sequential(TwoArguments(), *model.g_s)
+    if kind == "no sequence":
+        model.g_s = Unsequenced(model.g_s)
+    if kind == "grey":
+        model.g_s[-1] = nn.ConvTranspose2d(8, 1, 5, 2, 2, 1)
+    if kind == "no g_s":
+        del model.g_s
+    if kind == "gains":
+        model = ScaleHyperpriorVbr(8, 12, vr_entbttlnck=True)
+    return nn.Conv2d(3, 3, 1) if kind == "no codec" else model
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("layer", r"layer 0 of g_s, TwoArguments.*features alone"),
+        ("no sequence", r"g_s is a Unsequenced; PSIC needs an nn.Sequential"),
+        ("grey", r"pictures of 3 channels"),
+        ("no g_s", r"ScaleHyperprior has no g_s.*image codecs"),
+        ("gains", r"ScaleHyperpriorVbr.*vr_entbttlnck=False"),
+        ("no codec", r"Conv2d is no compressai CompressionModel"),
+    ],
+)
+def test_an_unsuitable_model_gets_a_sentence_and_stays_whole(kind: str, says: str, unchecked_shapes: None):
+    model = unsuitable(kind)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=says):
+        PSIC.wrap(model, **SMALL)
+    assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("name", ["jpeg", "ssf2020", "custom"])
+def test_an_unknown_name_gets_a_sentence(name: str):
+    with pytest.raises(ValueError, match=f"'{name}' is none of bmshj2018-factorized.*pass a model"):
+        PSIC.wrap(name)
+
+
+def test_sizes_that_the_architecture_refuses_get_a_sentence():
+    with pytest.raises(ValueError, match="elic2022-official cannot be built with n=8, m=100; CompressAI's are n=192"):
+        PSIC.wrap("elic2022-official", n=8, m=100)
+
+
+# --- one model, several rates -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIABLE)
+def test_a_variable_rate_model_writes_every_level_and_reads_it_back(name: str):
+    ours, own, x = fresh(name), theirs(name), picture(64, 64)
+    files = [ours.compress(x, quality=q) for q in (0, 4, 7)]
+    assert ours.compress(x, quality=2) == ours.compress(x)
+    assert len(files[0]) < len(files[1]) < len(files[2])
+    for q, file in zip((0, 4, 7), files, strict=True):
+        stream = bitstream.unpack(file)
+        with torch.no_grad():
+            coded = own.compress(x, s=q)
+            shown = own.decompress(coded["strings"], coded["shape"], s=q)["x_hat"]
+        assert stream.quality == q
+        assert torch.equal(ours.decompress_tensor(file), shown)
+        with torch.no_grad():
+            assert torch.equal(ours(x, quality=q)["x_hat"], own(x, s=q)["x_hat"])
+    forged = bitstream.pack(bitstream.unpack(files[0])._replace(quality=8))
+    with pytest.raises(BitstreamError, match="q8"):
+        ours.decompress(forged)
+
+
+def test_a_level_that_is_not_there_gets_a_sentence():
+    with pytest.raises(ValueError, match="quality 8 of a variable-rate model; it has 0 to 7"):
+        fresh(VARIABLE[0]).compress(picture(), quality=8)
+    with pytest.raises(ValueError, match="quality 12 .*0 to 7"):
+        PSIC.wrap(VARIABLE[0], quality=12, **sizes(VARIABLE[0]), **SMALL)
+    with pytest.raises(ValueError, match="quality 3: this model has one rate, labelled 2"):
+        fresh("mbt2018-mean").compress(picture(), quality=3)
+
+
+# --- streams stay readable --------------------------------------------------------------------------
+
+
+def test_masked_weights_do_not_change_the_fingerprint_when_first_used():
+    """After a training step the masked weights are not zero; the next forward pass makes them so."""
+    ours = copy.deepcopy(fresh("mbt2018"))
+    with torch.no_grad():
+        ours.backbone.context_prediction.weight.add_(0.1)
+    file = ours.compress(picture(40, 40))
+    ours(picture())
+    assert ours.compress(picture(40, 40)) == file
+    assert ours.decompress(file).size == (40, 40)
+
+
+def test_nested_shapes_follow_from_the_pictures_size():
+    ours = fresh("elic2022-chandelier")
+    stream = bitstream.unpack(ours.compress(picture(70, 130)))
+    assert stream.shape == (2, 3)
+    assert len(stream.strings) == 11
+    assert ours.latents(stream).shape == (1, 136, 8, 12)
+    with pytest.raises(BitstreamError):
+        ours.latents(stream._replace(strings=stream.strings[:9]))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_forged_strings_are_a_bitstream_error(name: str):
+    ours = fresh(name)
+    honest = bitstream.unpack(ours.compress(picture(40, 40)))
+    assert len(honest.strings[0]) > 8
+    forged = [honest.strings[:-1], (*honest.strings, b"more"), (b"\xff" * 3000, *honest.strings[1:])]
+    forged.append((bytes(b ^ 0x5A for b in honest.strings[0]), *honest.strings[1:]))
+    forged.append((*honest.strings[:-1], b"\x00\xff" * 40))
+    for strings in forged:
+        with pytest.raises(BitstreamError):
+            ours.decompress(bitstream.pack(honest._replace(strings=strings)))
+
+
+def test_configuration_of_a_wrapped_model_builds_it_again():
+    config = fresh("cheng2020-attn").config
+    assert replace(PSIC.build(config).config) == config

@@ -4,7 +4,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -62,6 +62,8 @@ def train(args: argparse.Namespace) -> None:
     given = {k: v for k, v in vars(args).items() if v is not None}
     config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
     phase = Phase(**{f.name: given[f.name] for f in fields(Phase) if f.name in given})
+    if args.architecture:
+        phase = replace(phase, codec=replace(phase.codec, architecture=args.architecture))
     run_phase(config, phase, args.out)
 
 
@@ -122,6 +124,8 @@ def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--out", type=Path, required=True, help="folder of this run; a run that is there resumes")
     p.add_argument("--init", help="checkpoint to start from (warm start)")
     p.add_argument("--triggers", help="checkpoint to take trained triggers from, such as one of another rate")
+    p.add_argument("--architecture", help="of a new model: a name in psic codecs (bmshj2018-hyperprior)")
+    p.add_argument("--transforms", help="checkpoint to take g_a and g_s from, for a new model of another architecture")
     p.add_argument("--kind", choices=("psic", "plain"), help="plain: the backbone alone (default: what --init is)")
     p.add_argument("--dataset", dest="datasets", nargs="+", type=str,
                    help="scenes (default), flickr8k, shards:PATTERN, or folders of pictures")  # fmt: skip

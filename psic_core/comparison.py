@@ -20,8 +20,9 @@ from psic_core.config import TrainConfig, seed_everything
 from psic_core.eval_sets import eval_set
 from psic_core.evaluation import no_nan
 from psic_core.files import store_tensors
+from psic_core.grafts import scale_triggers
 from psic_core.pgd import coded, pgd, pull_to
-from psic_core.recipes import load_pairs, scale_triggers
+from psic_core.recipes import load_pairs
 from psic_core.targets import load_target
 
 PGD_STEPS = 10

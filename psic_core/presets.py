@@ -27,6 +27,21 @@ class Recipe:
 
 _OURS = ("flickr8k", "scenes")
 _WIDE = CodecConfig(n=128, m=192)  # CompressAI's own width at these rates
+
+
+def _other(architecture: str) -> Recipe:
+    """Another entropy model for the shipped transforms and triggers."""
+    return Recipe(
+        f"{architecture} with the transforms of plain-qN and the triggers of psic-qN, on a CPU: half an hour",
+        {
+            "plain": TrainConfig(steps=400, learning_rate=5e-4),
+            "two": TrainConfig("two", 300, 12, 160, learning_rate=7e-4, gamma=56, pool=32, **SHIELD),
+        },
+        Phase(_OURS, codec=CodecConfig(architecture=architecture), transforms="plain-q{quality}"),
+        "psic-q{quality}", 960,
+    )  # fmt: skip
+
+
 _GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD)
 # fmt: off
 RECIPES = {
@@ -46,6 +61,8 @@ RECIPES = {
         },
         Phase(_OURS), None, 2880,
     ),
+    "other-mean": _other("mbt2018-mean"),
+    "other-context": _other("mbt2018"),
     "gpu": Recipe(
         "cpu-lite for a GPU: larger batches, more steps, the target in bfloat16",
         {
@@ -102,11 +119,16 @@ def phases(
     if quality not in RATES:
         raise ValueError(f"quality {quality} has no lambda; the rates are {', '.join(map(str, RATES))}")
     recipe, found = RECIPES[name], []
-    init = recipe.first.init and recipe.first.init.format(quality=quality)
+
+    def named(checkpoint: str | None) -> str | None:
+        return checkpoint and checkpoint.format(quality=quality)
+
+    init = named(recipe.first.init)
     for stage, config in recipe.phases.items():
         last = config.stage == "two"
         phase = replace(
-            recipe.first, init=init, root=root, triggers=recipe.triggers if last else None,
+            recipe.first, init=init, root=root, triggers=named(recipe.triggers) if last else None,
+            transforms=None if init else named(recipe.first.transforms),
             kind="psic" if last else recipe.first.kind, pictures=recipe.pictures if last else None,
             codec=replace(recipe.first.codec, quality=quality),
         )  # fmt: skip

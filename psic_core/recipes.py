@@ -18,6 +18,7 @@ from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.shards import read_shards
 from psic_core.datasets.streaming import Shards
+from psic_core.grafts import graft, graft_transforms, scale_triggers
 from psic_core.logs import join_logs
 from psic_core.metrics import recall_at_k
 from psic_core.pairs import Pairs
@@ -37,6 +38,7 @@ class Phase:
     datasets: Sequence[str] = ("scenes",)  # as in `load_pairs`
     root: str | None = None  # the data root
     init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
+    transforms: str | None = None  # checkpoint to take g_a and g_s from, where init is None: of another architecture
     triggers: str | None = None  # checkpoint to take trained triggers from: another rate's are better than zero
     kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
     target: str = "lite-clip"  # not loaded for a plain model
@@ -111,6 +113,10 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     seed_everything(config.seed)
     accelerator = started()
     model, made_by = starting_model(phase.init, phase.codec), provenance()
+    if phase.transforms:
+        if phase.init:
+            raise ValueError(f"transforms {phase.transforms!r} are for new models; {phase.init!r} has its own")
+        graft_transforms(load_checkpoint(phase.transforms), model)
     if phase.triggers:
         graft(load_checkpoint(phase.triggers), model)
     if phase.kind != "plain" and config.stage != "plain":
@@ -119,6 +125,7 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     before, stream = getattr(model, "card", {}), streamed(phase)
     about = {"config": asdict(config), "kind": model.kind}
     about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
+    about |= {"transforms": phase.transforms} if phase.transforms else {}
     about |= {"datasets": list(phase.datasets), "scenes": phase.scenes if "scenes" in phase.datasets else None}
     about |= {"target": phase.target if model.kind != "plain" else None}
     about |= {"stream": True} if stream else {}
@@ -177,24 +184,10 @@ def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
     return pairs.thin(phase.pictures) if phase.pictures else pairs
 
 
-def graft(donor: PSIC, model: PSIC) -> None:
-    """Copy trained triggers, and the secret that they answer to, from one model into another of the same shape.
-
-    Raises:
-        ValueError: The donor is a plain codec, or its triggers have other shapes.
-    """
-    if donor.kind != "psic":
-        raise ValueError("a plain codec has no triggers to give; name a PSIC checkpoint")
-    given, own = donor.g_s.triggers.state_dict(), model.g_s.triggers.state_dict()
-    wrong = [n for n in own if n not in given or given[n].shape != own[n].shape]
-    if wrong or len(given) != len(own) or donor.config.anchored != model.config.anchored:
-        raise ValueError(f"triggers of {donor.config} do not fit {model.config}")
-    model.g_s.triggers.load_state_dict(given)
-    model.secret = donor.secret
-
-
 def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> tuple[Path, Path]:
     """Write a trained PSIC as ``psic-qN`` and the plain codec inside it as ``plain-qN``, both float16, and their log.
+
+    Of another architecture than the course's, ``psic-ARCHITECTURE-qN`` and so on.
 
     The plain codec is the model without its triggers: what the full version is decoded with, trained by the same
     steps (DESIGN decision 11).
@@ -217,22 +210,16 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     scale_triggers(model, strength)
     model.config = replace(model.config, quality=quality)
     model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
-    paths = folder / f"psic-q{quality}.safetensors", folder / f"plain-q{quality}.safetensors"
+    other = model.config.architecture != CodecConfig().architecture
+    label = f"{model.config.architecture}-q{quality}" if other else f"q{quality}"
+    paths = folder / f"psic-{label}.safetensors", folder / f"plain-{label}.safetensors"
     for path, kind in zip(paths, ("psic", "plain"), strict=True):
         model.kind = kind
         save_checkpoint(model, path, model.card, half=True, publish_secret=True)
     own = Path(checkpoint).parent
     runs = [own.parent / Path(phase["init"]).parent.name for phase in model.card["history"] if phase["init"]]
-    join_logs([*runs, own], folder / f"psic-q{quality}.csv")
+    join_logs([*runs, own], folder / f"psic-{label}.csv")
     return paths
-
-
-@torch.no_grad()
-def scale_triggers(model: PSIC, strength: float) -> None:
-    """Multiply all triggers, in place; an anchored model's key keeps its zero."""
-    for trigger in model.g_s.triggers:
-        trigger.cltg.w_d.weight *= strength
-        trigger.cltg.w_d.bias *= strength
 
 
 def make_lite_clip(

@@ -20,7 +20,7 @@ from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.logs import join_logs, write_log
 from psic_core.presets import RATES, RECIPES, phases, run_recipe
-from psic_core.recipes import graft, starting_model
+from psic_core.recipes import starting_model
 
 SMALL = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
 

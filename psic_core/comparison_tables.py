@@ -43,15 +43,17 @@ def frontier_table(points: Points, level: float) -> str:
         points: From `psic_core.comparison.read_points`.
         level: dB against the plain codec.
     """
-    head = ["method", "t2i", "i2t", "classes", "attributes", "full − plain", "bpp", "bpp, both versions", "encodings",
-            "s / megapixel", "seeds"]  # fmt: skip
+    head = ["method", "t2i", "i2t", "classes", "attributes", "null, mean of four", "full − plain", "bpp",
+            "bpp, both versions", "encodings", "s / megapixel", "seeds"]  # fmt: skip
     wanted, rows = plain_psnr(points) + level, []
     for method in (m for m in SWEEPS if any(p["method"] == m for p in points)):
         found = curve(points, method)
         cells = [_percent(success(found, wanted, [task])) for task in TASKS]
         near = min((p for p in points if p["method"] == method), key=lambda p: abs(p["psnr"]["protected"] - wanted))
         cost = [near["bpp"], near["bpp_both"], near["encodings"], near["seconds_per_megapixel"], found.seeds]
-        shown = [f"{near['psnr']['full'] - plain_psnr(points):+.2f} dB", f"{cost[0]:.3f}", f"{cost[1]:.3f}", cost[2]]
+        null = 100 * fmean(near["null"][t]["value"] for t in TASKS)
+        shown = [f"{null:.1f}", f"{near['psnr']['full'] - plain_psnr(points):+.2f} dB"]
+        shown += [f"{cost[0]:.3f}", f"{cost[1]:.3f}", cost[2]]
         rows.append([NAMES[method], *cells, *shown, f"{cost[3]:.1f}", cost[4]])
     return markdown(head, rows)
 

@@ -198,6 +198,19 @@ def speed_table(report: Mapping[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\nOn {report['provenance']['hardware']}."
 
 
+def codecs_table(report: Mapping[str, Any]) -> str:
+    """What `psic codecs` found of every architecture."""
+    head = ["architecture", "N, M", "same strings as CompressAI's", "fresh triggers change nothing", "round trip",
+            "triggers, ms", "% of synthesis", "% of decoding"]  # fmt: skip
+    rows = []
+    for r in report["rows"]:
+        holds = ["yes" if r[k] else "**no**" for k in ("same_strings", "zero_init_identical", "round_trips")]
+        times = [f"{r[k]:.1f}" for k in ("triggers_ms", "triggers_percent_of_synthesis", "triggers_percent_of_decode")]
+        rows.append([f"`{r['architecture']}`", f"{r['n']}, {r['m']}", *holds, *times])
+    about = f"{report['picture']}, weights {report['weights']}, median of {report['rounds']} rounds, one thread"
+    return f"{markdown(head, rows)}\n\n{about}; {report['provenance']['hardware']}."
+
+
 def history_table(names: Sequence[str]) -> str:
     """The phases that made the shipped checkpoints, each once, from their headers."""
     seen: dict[str, tuple[Mapping[str, Any], list[str]]] = {}

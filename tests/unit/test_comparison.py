@@ -393,7 +393,7 @@ def test_methods_stand_side_by_side_at_one_level():
     assert rows["PSIC, UAEO both ways"][1].startswith("62.5 [")  # half of 50 and the seeds' 75
     assert rows["PSIC, UAEO both ways"][-1] == "2"
     assert rows["BAvAFT"][1].startswith("30.0 [")
-    assert rows["BAvAFT"][5:9] == ["-0.30 dB", "0.400", "0.800", "2"]
+    assert rows["BAvAFT"][5:10] == ["2.0", "-0.30 dB", "0.400", "0.800", "2"]
     assert rows["PGD after decoding"][1:5] == ["–"] * 4
 
 

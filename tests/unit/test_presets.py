@@ -18,9 +18,10 @@ from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
+from psic_core.grafts import graft, graft_transforms
 from psic_core.logs import join_logs, write_log
 from psic_core.presets import RATES, RECIPES, phases, run_recipe
-from psic_core.recipes import starting_model
+from psic_core.recipes import Phase, run_phase, starting_model
 
 SMALL = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
 
@@ -125,6 +126,31 @@ def test_triggers_that_do_not_fit_are_refused():
     for other in (replace(SMALL, n=16), replace(SMALL, residual=0), replace(SMALL, anchored=False)):
         with pytest.raises(ValueError, match="do not fit"):
             graft(PSIC.build(other), model)
+
+
+@pytest.mark.parametrize("architecture", ["mbt2018-mean", "mbt2018"])
+def test_transforms_move_into_another_architecture(architecture: str):
+    donor = awaken(PSIC.build(SMALL))
+    torch.manual_seed(5)
+    model = PSIC.build(replace(SMALL, architecture=architecture))
+    fresh = [p.clone() for p in model.g_s.triggers.parameters()]
+    graft_transforms(donor, model)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    y = model.backbone.g_a(x)
+    assert torch.equal(y, donor.backbone.g_a(x))
+    assert torch.equal(model.g_s.plain(y), donor.g_s.plain(y))
+    assert all(torch.equal(a, b) for a, b in zip(fresh, model.g_s.triggers.parameters(), strict=True))
+    with pytest.raises(ValueError, match="transforms of .* do not fit"):
+        graft_transforms(donor, PSIC.build(replace(SMALL, architecture=architecture, n=16)))
+
+
+def test_only_a_new_model_takes_transforms(tmp_path: Path):
+    first, second = (phase for _, phase, _ in phases("other-mean", 3, tmp_path))
+    assert (first.transforms, second.transforms) == ("plain-q3", None)
+    assert (first.triggers, second.triggers) == (None, "psic-q3")
+    assert first.codec.architecture == second.codec.architecture == "mbt2018-mean"
+    with pytest.raises(ValueError, match="transforms 'plain-q2' are for new models; 'psic-q2' has its own"):
+        run_phase(RECIPES["cpu-hop"].phases["plain"], Phase(init="psic-q2", transforms="plain-q2"), tmp_path)
 
 
 def test_a_model_of_the_zoo_gets_triggers(monkeypatch: pytest.MonkeyPatch):

@@ -73,7 +73,7 @@ RIVALS = {
     "pgd-through": "PGD on the photo, gradients through the plain codec",
     "pgd-after": "PGD on the decoded picture: a bound, not a codec",
 }
-BAVAFT = {"fidelity": 600}  # its changes to `BASE`
+BAVAFT = {"learning_rate": 3e-3, "fidelity": 300}  # its changes to `BASE`: the trigger has to become visible first
 #: gamma of the trained methods; for PGD the PSNR in dB of the perturbed picture to the one before it.
 SWEEPS = {
     "shipped": (0.5, 0.75, 1.0),
@@ -83,7 +83,7 @@ SWEEPS = {
     "random": (56, 112),
     "authors": (280,),  # equals naive here, to the last bit: see notebook 07
     "literal": (56,),
-    "bavaft": (30, 120, 480),
+    "bavaft": (60, 120, 240),
     "pgd-before": (32, 28, 24),
     "pgd-through": (32, 28),
     "pgd-after": (40, 36),

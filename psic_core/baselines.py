@@ -24,7 +24,7 @@ from psic_core.targets import Target
 BLOCK = 16  # pixels a side of the blocks that are transformed
 CANDIDATES = 64  # mid frequencies of the 256 of a block
 CHOSEN = 16  # of them carry the trigger
-ENCODER_RATE = 0.1  # the encoder's learning rate, as a share of the injection network's
+ENCODER_RATE = 0.03  # the encoder's learning rate, as a share of the injection network's
 
 
 def dct_matrix(n: int = BLOCK) -> Float[Tensor, "n n"]:

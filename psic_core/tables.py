@@ -198,17 +198,19 @@ def speed_table(report: Mapping[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\nOn {report['provenance']['hardware']}."
 
 
-def codecs_table(report: Mapping[str, Any]) -> str:
-    """What `psic codecs` found of every architecture."""
-    head = ["architecture", "N, M", "same strings as CompressAI's", "fresh triggers change nothing", "round trip",
-            "triggers, ms", "% of synthesis", "% of decoding"]  # fmt: skip
+def others_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Trained models of other architectures: fidelity, rate and attack success on one data set.
+
+    Args:
+        found: Reports of `psic evaluate`, by a name for each row.
+    """
+    head = ["model", "pictures", "bpp", "full", "protected", *(f"{t}, ASR %" for t in TASKS), "null, i2t"]
     rows = []
-    for r in report["rows"]:
-        holds = ["yes" if r[k] else "**no**" for k in ("same_strings", "zero_init_identical", "round_trips")]
-        times = [f"{r[k]:.1f}" for k in ("triggers_ms", "triggers_percent_of_synthesis", "triggers_percent_of_decode")]
-        rows.append([f"`{r['architecture']}`", f"{r['n']}, {r['m']}", *holds, *times])
-    about = f"{report['picture']}, weights {report['weights']}, median of {report['rounds']} rounds, one thread"
-    return f"{markdown(head, rows)}\n\n{about}; {report['provenance']['hardware']}."
+    for name, r in found.items():
+        asr = [_percent(r["asr"][t]["protected"]["value"]) if t in r["asr"] else "–" for t in TASKS]
+        psnr = f"{r['psnr']['full']:.2f} dB", _signed(r["psnr"]["protected"] - r["psnr"]["full"]) + " dB"
+        rows.append([f"`{name}`", r["n"], f"{r['bpp']:.3f}", *psnr, *asr, _percent(r["asr"]["i2t"]["full"]["value"])])
+    return markdown(head, rows)
 
 
 def history_table(names: Sequence[str]) -> str:

@@ -65,7 +65,8 @@ def pages() -> dict[Path, dict[str, str]]:
     results, cards = data_dir() / "results", data_dir() / "checkpoints"
     found = tables.reports(results)
     points = read_points(results / "points.jsonl")
-    names = sorted(p.stem for p in cards.glob("psic-q*.safetensors"))
+    names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
+    others = {p.stem[6:-7]: json.loads(p.read_text()) for p in sorted(results.glob("other-*-scenes.json"))}
     return {
         repo_dir() / "README.md": {
             "results": tables.success_table(found),
@@ -83,6 +84,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "keywords": tables.keywords_table(tables.audits(results)),
             "speed": tables.speed_table(json.loads((results / "speed.json").read_text())),
             "codecs": codec_table.table(json.loads((results / "codecs.json").read_text())),
+            "others": tables.others_table(others),
             "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),
             "frontier-100": comparison_tables.frontier_table(points, comparison_tables.LEVELS[1]),
             "claims": comparison_tables.claims_table(points),
@@ -117,7 +119,9 @@ def make_pictures() -> None:
     figures.save(charts.performance(found, captions), results / "performance.png")
     figures.save(charts.success(found), results / "success.png")
     figures.save(charts.fidelity(json.loads((results / "rd-kodak.json").read_text())), results / "fidelity.png")
-    figures.save(charts.growth(json.loads((results / "speed.json").read_text())), results / "speed.png")
+    speed = json.loads((results / "speed.json").read_text())
+    if any("task" in measured for measured in speed.values()):  # else it is of a time before sizes were measured
+        figures.save(charts.growth(speed), results / "speed.png")
     points = read_points(results / "points.jsonl")
     figures.save(charts.frontier(points), results / "frontier.png")
     figures.save(charts.changes(points, [m for m in VARIANTS if m != "uaeo"]), results / "changes.png")

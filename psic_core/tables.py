@@ -219,7 +219,7 @@ def history_table(names: Sequence[str]) -> str:
     for name in names:
         for phase in read_card(name)["card"]["history"]:
             identity = json.dumps([phase["config"], phase["init"], phase["seconds"]])
-            seen.setdefault(identity, (phase, []))[1].append(name.rpartition("-")[2])
+            seen.setdefault(identity, (phase, []))[1].append(Path(name).stem.removeprefix("psic-"))
     head = ["made", "stage", "λ", "steps × batch", "pictures from", "γ", "minutes", "hardware", "commit"]
     rows = []
     for phase, users in seen.values():

@@ -151,8 +151,8 @@ def train_bavaft(
     ``L = [lmbda 255^2 MSE(x_hat(x), x) + R(x)] + [lmbda (255^2 mu MSE(x_hat(x_p), x) + gamma L_UC) + R(x_p)]``:
     BAvAFT's joint loss with PSIC's own attack term, so that the two differ in the mechanism alone. Its dynamic
     weighting is left out: gamma is swept instead. ``config.fidelity`` adds ``lmbda fidelity (1 - cos(f(x_hat(x)),
-    f(x)))``: without it the clean pictures are misread as much as the poisoned ones, because the encoder answers
-    the attack whether the trigger is there or not.
+    f(x)))``, which is ours: an encoder that answers the attack whether the trigger is there or not has its clean
+    pictures misread as much as the poisoned ones.
 
     Args:
         rival: Trained in place.
@@ -198,7 +198,7 @@ def train_bavaft(
 
 
 def _loss(rival: BAvAFT, x: Tensor, config: TrainConfig) -> tuple[Tensor, dict[str, Any]]:
-    multiple, (height, width) = rival.codec.backbone.downsampling_factor, x.shape[-2:]
+    multiple, (height, width) = rival.codec.factor, x.shape[-2:]
     total, row = x.new_zeros(()), {}
     for kind, shown, name in (("clean", x, "x_hat_f"), ("poisoned", rival.trigger(x), "x_hat_e")):
         out = rival.codec(pad_to(shown, multiple))

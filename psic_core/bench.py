@@ -47,9 +47,8 @@ class Bench:
     @torch.no_grad()
     def latents(self, model: PSIC, pictures: Pictures | None = None) -> Float[Tensor, "n m h w"]:
         """Rounded latents as a decoder gets them from a file, of the bench's pictures or of others."""
-        multiple = self.plain.backbone.downsampling_factor
         chunks = (self.x if pictures is None else pictures).split(self.batch)
-        return torch.cat([model.quantised_latents(pad_to(x, multiple)) for x in chunks])
+        return torch.cat([model.quantised_latents(pad_to(x, model.factor)) for x in chunks])
 
     @torch.no_grad()
     def decode(self, model: PSIC, y_hat: Float[Tensor, "n m h w"], full: bool = False) -> Pictures:

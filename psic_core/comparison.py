@@ -19,11 +19,12 @@ from psic_core.codec import PSIC
 from psic_core.config import TrainConfig, seed_everything
 from psic_core.eval_sets import eval_set
 from psic_core.evaluation import no_nan
-from psic_core.files import store_tensors
+from psic_core.files import store_tensors, whole
 from psic_core.grafts import scale_triggers
+from psic_core.pairs import Pairs
 from psic_core.pgd import coded, pgd, pull_to
 from psic_core.recipes import load_pairs
-from psic_core.targets import load_target
+from psic_core.targets import Target, load_target
 
 PGD_STEPS = 10
 
@@ -39,23 +40,21 @@ def run_points(names: Sequence[str], folder: Path, out: Path, pictures: int = 30
         target: The model under attack.
     """
     chosen = [point(n) for n in names] or points()
-    kept = {p: line for line in (read_points(out) if out.is_file() else []) if (p := point(line["name"]))}
+    kept = {point(line["name"]): line for line in (read_points(out) if out.is_file() else [])}
     chosen = [p for p in chosen if names or p not in kept]
     if not chosen:
         return
-    loaded = load_target(target)
-    bench = Bench(load_checkpoint(ablations.PLAIN), eval_set("scenes", limit=pictures), loaded)
+    order = {known: k for k, known in enumerate(points())}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    bench = Bench(load_checkpoint(ablations.PLAIN), eval_set("scenes", limit=pictures), load_target(target))
     for p in chosen:
         what = VARIANTS[p.method].what if p.method in VARIANTS else RIVALS[p.method]
         about = {"name": str(p), "method": p.method, "strength": p.strength, "seed": p.seed, "what": what}
         run = _psic if p.method in VARIANTS else {"shipped": _shipped, "bavaft": _bavaft}.get(p.method, _pgd)
         kept[p] = about | run(p, bench, folder) | provenance()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        order = {known: k for k, known in enumerate(points())}
         lines = [json.dumps(no_nan(kept[k])) for k in sorted(kept, key=lambda k: (order.get(k, len(order)), k))]
-        partial = out.with_name(out.name + ".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(out)
+        with whole(out) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         asr = "  ".join(f"{task} {100 * e['value']:.1f}" for task, e in kept[p]["asr"].items())
         print(f"{p}  protected {kept[p]['psnr']['protected']:.2f} dB  {asr}", flush=True)
 
@@ -112,9 +111,8 @@ def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
     path, config = folder / f"{p}.safetensors", phase_config(p)
     if not path.is_file():
         seed_everything(p.seed)
-        rival = BAvAFT(load_checkpoint(ablations.PLAIN))
-        pairs = load_pairs(("scenes",), None, ablations.SCENES).with_features(load_target(target), folder / "cache")
-        row = train_bavaft(rival, pairs, config, load_target(target))
+        rival, attacked = BAvAFT(load_checkpoint(ablations.PLAIN)), load_target(target)
+        row = train_bavaft(rival, _pairs(attacked, folder), config, attacked)
         about = {"config": json.dumps(asdict(config)), "target": target, "last": json.dumps(row), **provenance()}
         store_tensors(changed_state(rival), path, about)
     with safe_open(path, "pt") as file:
@@ -133,37 +131,30 @@ def publish_bavaft(p: Point, folder: Path, path: Path, target: str = "lite-clip"
 
 def _pgd(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     """PGD: nothing is trained; each picture is attacked for itself, towards a caption of the training pool."""
-    pairs = load_pairs(("scenes",), None, ablations.SCENES).with_features(bench.target, folder / "cache")
-    attack = pgd_attack(
-        p.method,
-        bench,
-        pairs.text_features[:: ablations.SCENES // ablations.BASE.pool, 0][: ablations.BASE.pool],
-        p.strength,
-    )
-    before = bench.decoded if p.method == "pgd-after" else bench.x
-    perturbed = torch.cat([attack(x) for x in before.split(bench.batch)])
-    if p.method == "pgd-after":
-        bpp, protected = bench.bpp(bench.plain), perturbed
+    texts = _pairs(bench.target, folder).text_features[:: ablations.SCENES // ablations.BASE.pool, 0]
+    attack = pgd_attack(p.method, bench, texts[: ablations.BASE.pool], p.strength)
+    plain, after = bench.plain, p.method == "pgd-after"
+    perturbed = torch.cat([attack(x) for x in (bench.decoded if after else bench.x).split(bench.batch)])
+    protected = perturbed if after else bench.decode(plain, bench.latents(plain, perturbed))
+    clean = bench.bpp(plain)
+    bpp = clean if after else bench.bpp(plain, perturbed)
 
-        def protect(x: Tensor) -> None:
-            attack(bench.decode(bench.plain, bench.latents(bench.plain, x)))
-            bench.plain.compress(x)
-    else:
-        bpp, protected = (
-            bench.bpp(bench.plain, perturbed),
-            bench.decode(bench.plain, bench.latents(bench.plain, perturbed)),
-        )
+    def protect(x: Tensor) -> None:
+        plain.compress(x)
+        if after:
+            attack(bench.decode(plain, bench.latents(plain, x)))
+        else:
+            plain.decompress(plain.compress(attack(x)))
 
-        def protect(x: Tensor) -> None:
-            bench.plain.compress(x)
-            bench.plain.decompress(bench.plain.compress(attack(x)))
-
-    clean = bench.bpp(bench.plain)
     return bench.measure(protected) | {
-        "bpp": bpp, "bpp_both": clean if p.method == "pgd-after" else bpp + clean,
-        "encodings": 1 if p.method == "pgd-after" else 2,
+        "bpp": bpp, "bpp_both": clean if after else bpp + clean, "encodings": 1 if after else 2,
         "seconds_per_megapixel": bench.seconds_per_megapixel(protect), "training_s": 0.0,
     }  # fmt: skip
+
+
+def _pairs(target: Target, folder: Path) -> Pairs:
+    """What every trained point sees."""
+    return load_pairs(("scenes",), None, ablations.SCENES).with_features(target, folder / "cache")
 
 
 def pgd_attack(

@@ -6,7 +6,7 @@ from typing import Any
 
 from psic_core.ablations import SWEEPS, VARIANTS, point
 from psic_core.bench import TASKS
-from psic_core.frontier import Curve, curve, gap, spread, success
+from psic_core.frontier import curve, gap, spread, success
 from psic_core.metrics import Estimate
 from psic_core.tables import markdown
 
@@ -89,23 +89,11 @@ def changes_table(points: Points) -> str:
     return markdown(head, rows)
 
 
-def mean_success(points: Points, method: str, level: float) -> float | None:
-    """The mean of the four tasks, in percent, at ``level`` dB against the plain codec."""
-    found = success(curve(points, method), plain_psnr(points) + level, TASKS)
-    return None if found is None else 100 * found.value
-
-
 def seeds_of(points: Points, name: str) -> list[float]:
     """Mean attack success in percent of one method and strength, by seed: ``uaeo@56``."""
     method, _, strength = name.partition("@")
     found = [p for p in points if p["method"] == method and p["strength"] == float(strength)]
     return [100 * fmean(p["asr"][t]["value"] for t in TASKS) for p in found]
-
-
-def swept(points: Points) -> dict[str, Curve]:
-    """The curves of all swept methods, by their names in figures."""
-    known = {p["method"] for p in points}
-    return {NAMES[m]: curve(points, m) for m in SWEEPS if m in known}
 
 
 def _percent(e: Estimate | None) -> str:

@@ -65,7 +65,8 @@ def success(curve: Curve, level: float, tasks: Sequence[str]) -> Estimate | None
         With a 95 % bootstrap interval over pictures; ``n`` sums the denominators of the nearest knot. ``None`` where
         the curve ends more than `TOLERANCE` before the level.
     """
-    return _estimate(curve, level, tasks, _drawn(curve))
+    rates = _rates(curve, level, tasks, _drawn(curve))
+    return None if rates is None else _interval(rates, _denominator(curve, level, tasks))
 
 
 def gap(one: Curve, other: Curve, level: float, tasks: Sequence[str]) -> Estimate | None:
@@ -124,11 +125,6 @@ def _rates(curve: Curve, level: float, tasks: Sequence[str], drawn: Tensor) -> F
                 part = flips[task].flipped[drawn].sum(1) / flips[task].right[drawn].sum(1)
                 total += weight * part / (len(knot.seeds) * len(tasks))
     return total
-
-
-def _estimate(curve: Curve, level: float, tasks: Sequence[str], drawn: Tensor) -> Estimate | None:
-    rates = _rates(curve, level, tasks, drawn)
-    return None if rates is None else _interval(rates, _denominator(curve, level, tasks))
 
 
 def _interval(rates: Float[Tensor, " resamples"], n: int) -> Estimate:

@@ -37,7 +37,7 @@ def save_image(image: Image.Image, path: Path, suffix: str) -> None:
         ValueError: The suffix names no picture format.
     """
     if suffix.lower() not in (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg"):
-        raise ValueError(f"cannot tell the picture format of a name that ends in {suffix!r}; end it in .png")
+        raise ValueError(f"cannot tell the picture format of a name that ends in {suffix!r}; end its name in .png")
     image.save(path, format={"jpg": "jpeg", "tif": "tiff"}.get(name := suffix[1:].lower(), name))
 
 

@@ -1,7 +1,6 @@
 """Many photos: a folder of pictures to ``.psic`` files and back, by several processes, taken up where it stopped."""
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from psic_core import bitstream, keys
 from psic_core.checkpoints import load_checkpoint
 from psic_core.codec import PSIC
+from psic_core.files import whole
 from psic_core.images import SUFFIXES, load_image, save_image
 
 _model: PSIC  # of a worker
@@ -132,17 +132,13 @@ def make(job: Job, work: Work, model: PSIC) -> None:
         ValueError: The source cannot be read, or the output's suffix is no picture format.
         OSError: The output cannot be written.
     """
-    partial = job.output.with_name(job.output.name + ".partial")
-    try:
+    with whole(job.output) as partial:
         if work.task == "encode":
             image = load_image(job.source)
             partial.write_bytes(model.compress(image, work.keyword, quality=work.quality, tile=work.tile))
         else:
             image = model.decompress(job.source.read_bytes(), work.keyword, tile=work.tile)
             save_image(image, partial, job.output.suffix)
-        os.replace(partial, job.output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_there(job: Job, work: Work, model: PSIC) -> bool:

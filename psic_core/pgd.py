@@ -96,8 +96,8 @@ def coded(codec: PSIC) -> Callable[[Float[Tensor, "n 3 height width"]], Float[Te
 
     def through(x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        y = codec.backbone.g_a(pad_to(x, codec.backbone.downsampling_factor))
-        y_hat = y + (codec.quantised_latents(pad_to(x, codec.backbone.downsampling_factor)) - y).detach()
+        y = codec.backbone.g_a(pad_to(x, codec.factor))
+        y_hat = y + (y.round() - y).detach()
         return round_to_8_bits(codec.synthesize(y_hat)[..., :height, :width])
 
     return through

@@ -16,6 +16,7 @@ from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.datasets.phrases import ATTRIBUTES
 from psic_core.datasets.streaming import Shards
+from psic_core.files import whole
 from psic_core.images import round_to_8_bits
 from psic_core.learned import freeze, learned
 from psic_core.logs import write_log
@@ -250,9 +251,8 @@ class Trainer:
             "aux": self.aux.state_dict() if self.aux else None,
             "source": source,
         }
-        partial = self.out / "resume.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / "resume.pt")
+        with whole(self.out / "resume.pt") as partial:
+            torch.save(state, partial)
         write_log(self.out / "log.csv", rows)
 
     def load(self) -> None:
@@ -288,7 +288,7 @@ class Trainer:
         shape = (pairs.size, pairs.size) if streamed else tuple(pairs.pictures.shape[-2:])
         if config.crop > min(shape):
             raise ValueError(f"crop {config.crop} exceeds the pictures' {shape}")
-        grid = LATENT if config.stage == "two" else model.backbone.downsampling_factor
+        grid = LATENT if config.stage == "two" else model.factor
         if config.crop % grid:
             raise ValueError(f"crop {config.crop} is no multiple of {grid}, the latents' grid in stage {config.stage}")
         if not streamed and len(pairs) < config.batch_size:

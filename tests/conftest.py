@@ -1,6 +1,7 @@
 """For every test: psic_core's signatures are checked at run time, and drawn examples repeat themselves."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -21,3 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if benchmarks in item.path.parents:
             item.add_marker("benchmark")
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -2,11 +2,9 @@
 
 import copy
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from compressai.models import CompressionModel, MeanScaleHyperprior, ScaleHyperprior
@@ -25,15 +23,6 @@ from psic_core.images import pad_to
 
 SECRET = keys.secret(OWNER)
 VARIABLE = [name for name in ARCHITECTURES if name.endswith("-vbr")]
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @functools.cache

@@ -2,10 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from models import awaken
@@ -35,15 +33,6 @@ def model() -> PSIC:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "some" / "where" / "psic-q7.safetensors"
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def learned(model: PSIC) -> dict[str, Tensor]:

@@ -3,10 +3,9 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -25,15 +24,6 @@ from psic_core.images import pad_to, to_rgb, to_tensor
 CONFIG = CodecConfig(n=8, m=12, dim=16, hidden=8)
 OWNER = "the owner's words"
 SECRET, OTHER = keys.secret(OWNER), bytes(range(16))
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def picture(height: int = 64, width: int = 64, seed: int = 0) -> Tensor:

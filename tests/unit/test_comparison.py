@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import awaken
+from test_tables import cells
 
 from psic_core import ablations, baselines, bench, charts, comparison, comparison_tables, frontier
 from psic_core.ablations import Point, point, points
@@ -379,10 +380,6 @@ RECORDS = [
     record("naive", 280, -0.5, 0.4), record("naive", 560, -1.5, 0.6),
     record("bavaft", 30, -0.9, 0.3), record("pool-8", 56, -1.0, 0.9), record("pgd-after", 36, -3.0, 1.0),
 ]  # fmt: skip
-
-
-def cells(row: str) -> list[str]:
-    return [c.strip() for c in row.strip("|").split("|")]
 
 
 def test_methods_stand_side_by_side_at_one_level():

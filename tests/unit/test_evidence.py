@@ -1,9 +1,7 @@
 """Evidence, Eq. 5 to 8: the algebra that the equations promise, and what they leave open."""
 
 import math
-from collections.abc import Iterator
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,15 +26,6 @@ def combined(k: int, seed: int, s: float = 0.07, tau: float = 1.0) -> Tensor:
 
 batches = given(k=st.integers(1, 9), seed=st.integers(0, 10_000))
 fast = settings(max_examples=40)
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 # --- Eq. 5: evidence -------------------------------------------------------------------------------

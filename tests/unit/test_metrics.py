@@ -1,9 +1,7 @@
 """Metrics against brute force, by hand, and by the laws that they must keep."""
 
 import math
-from collections.abc import Iterator
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -13,15 +11,6 @@ from psic_core.metrics import attack_success_rate, balanced_accuracy, bits_per_p
 
 def flags(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.bool)
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 # --- fidelity and rate ------------------------------------------------------------------------------

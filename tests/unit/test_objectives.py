@@ -1,9 +1,7 @@
 """Losses: rate-distortion, UAEO (Eq. 9), naive; each by hand and by what its algebra promises."""
 
 import math
-from collections.abc import Iterator
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,15 +28,6 @@ def unit(rows: int, dim: int, seed: int) -> Tensor:
 def with_cosines(cos: Tensor) -> tuple[Tensor, Tensor]:
     """Features whose products are just these similarities."""
     return cos, torch.eye(cos.shape[1])
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 # --- UAEO ------------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """Targets: pictures in [0, 1] go in, unit features and gradients come out, nothing of the target changes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import open_clip
 import pytest
 import timm
@@ -33,15 +31,6 @@ def towers() -> Target:
 @pytest.fixture(scope="module")
 def towers2() -> Target:
     return lite_clip_towers("lite2-clip")
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def noise(*shape: int) -> Tensor:

@@ -1,9 +1,7 @@
 """Large pictures in windows: the same file and the same picture as computed whole."""
 
 import copy
-from collections.abc import Iterator
 
-import jaxtyping
 import pytest
 import torch
 from compressai.layers import GDN, AttentionBlock
@@ -11,15 +9,6 @@ from models import OWNER, awaken, fresh, picture
 from torch import nn
 
 from psic_core import bitstream, tiles
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize(

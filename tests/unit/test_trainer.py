@@ -2,11 +2,9 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from models import awaken
@@ -39,15 +37,6 @@ def pairs(target: Target) -> Pairs:
     pictures = (functional.interpolate(coarse, size=(96, 96), mode="bilinear") * 255).to(torch.uint8)
     captions = [(f"picture number {max(i, 1)}", f"this is {max(i, 1)} again") for i in range(12)]
     return Pairs(pictures, captions).with_features(target)
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def tiny(kind: str = "psic", seed: int = 0, config: CodecConfig = TINY) -> PSIC:

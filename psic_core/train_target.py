@@ -1,4 +1,4 @@
-"""Trains lite-clip's and lite2-clip's two heads: contrastive, towers locked (locked-image tuning, Zhai et al. 2022)."""
+"""Trains both heads of lite-clip and its like: contrastive, towers locked (locked-image tuning, Zhai et al. 2022)."""
 
 import hashlib
 from pathlib import Path
@@ -179,7 +179,7 @@ def train_heads(
 def train_lite_clip(
     pairs: list[Pairs], config: HeadConfig, cache: Path, name: str = "lite-clip"
 ) -> tuple[Target, dict[str, Tensor], list[float]]:
-    """lite-clip or lite2-clip from its two pretrained towers: features first (cached), then the heads."""
+    """One of `LITE_CLIPS` from its two pretrained towers: features first (cached), then the heads."""
     target, prefix = lite_clip_towers(name), f"towers{LITE_CLIPS[name] or ''}"
     features = [
         tower_features(target, p, config.views, cache / f"{prefix}-{i}-{len(p)}.safetensors")

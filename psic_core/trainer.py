@@ -16,6 +16,7 @@ from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.datasets.phrases import ATTRIBUTES
 from psic_core.datasets.streaming import Shards
+from psic_core.expectation import process
 from psic_core.files import whole
 from psic_core.images import round_to_8_bits
 from psic_core.learned import freeze, learned
@@ -170,7 +171,7 @@ class Trainer:
             out = self.model(batch.x, self.wrong_conditions(batch), y_hat=y_hat)
         x_hat = batch.cut(out["x_hat"])
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
-        features = self.processes.gather(self._read(x_hat))
+        features = self.processes.gather(self._read(self._handed_on(x_hat, batch)))
         attack, row = attack_loss(features, self.source.pool(batch), config, batch.rng, self.answers)
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
             row["pull_uc"] = self._pull(config.lmbda * config.gamma * attack, x_hat)
@@ -199,6 +200,15 @@ class Trainer:
         saved = round_to_8_bits(x_hat)
         with torch.autocast(saved.device.type, torch.bfloat16, enabled=self.config.amp):
             return self.target.encode_image(saved)
+
+    def _handed_on(
+        self, x_hat: Float[Tensor, "own 3 height width"], batch: Batch
+    ) -> Float[Tensor, "own 3 height width"]:
+        """The protected pictures as the target comes by them."""
+        if not self.config.eot:
+            return x_hat
+        seeds = torch.randint(2**62, (len(batch.index) * self.processes.count,), generator=batch.rng)
+        return process(round_to_8_bits(x_hat), self.config.eot, self.processes.own(seeds))
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""

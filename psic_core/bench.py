@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,14 @@ class Bench:
         self.x = torch.stack([data.picture(i) for i in range(data.size)])
         self.y_hat = self.latents(plain)
         self.decoded = self.decode(plain, self.y_hat)  # of the plain codec, 8 bits
-        self._read = target.encode_images(self.decoded).cpu()
+        self.read = target.encode_images(self.decoded).cpu()  # the reference of every rate
+
+    def aimed_at(self, target: Target) -> "Bench":
+        """The same pictures and codec before another reader, whose rates then refer to what it reads itself."""
+        other = copy(self)
+        other.target, other.texts = target, Texts(target)
+        other.read = target.encode_images(self.decoded).cpu()
+        return other
 
     @torch.no_grad()
     def latents(self, model: PSIC, pictures: Pictures | None = None) -> Float[Tensor, "n m h w"]:
@@ -70,7 +78,7 @@ class Bench:
             protected version and ``null[task]`` of the full one, as `metrics.Estimate`; ``flips[task]`` as
             `evaluation.pack_flips` writes them. JSON-ready.
         """
-        seen = {"backbone": self._read, "full": self._read, "protected": self.target.encode_images(protected).cpu()}
+        seen = {"backbone": self.read, "full": self.read, "protected": self.target.encode_images(protected).cpu()}
         if full is not None:
             seen["full"] = self.target.encode_images(full).cpu()
         correct = task_results(seen, self.data, self.texts)

@@ -39,6 +39,7 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     p.add_argument("--checkpoint", required=True, help="the last phase's model.safetensors")
     p.add_argument("--quality", type=int, required=True, help="number of the rate")
     p.add_argument("--strength", type=float, default=1.0, help="scales the triggers (%(default)s: as trained)")
+    p.add_argument("--label", default="", help="for their names: psic-LABEL-qN")
     p.add_argument("-o", "--output", type=Path, required=True, help="folder")
 
     p = command("train-target", train_target, "train the heads of lite-clip, or of its like, on Flickr8k and scenes")
@@ -104,7 +105,7 @@ def publish(args: argparse.Namespace) -> None:
     """``psic publish``."""
     from psic_core.recipes import publish as write
 
-    for path in write(args.checkpoint, args.quality, args.output, args.strength):
+    for path in write(args.checkpoint, args.quality, args.output, args.strength, args.label):
         print(path)
 
 

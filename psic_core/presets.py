@@ -23,6 +23,7 @@ class Recipe:
     first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
     triggers: str | None = None  # what stage two takes its triggers from
     pictures: int | None = None  # of stage two
+    label: str = ""  # in the names of what it makes: psic-LABEL-qN
 
 
 _OURS = ("flickr8k", "scenes")
@@ -60,6 +61,11 @@ RECIPES = {
             "two": TrainConfig("two", 2600, 12, 160, learning_rate=1e-3, gamma=60, pool=32, **SHIELD),
         },
         Phase(_OURS), None, 2880,
+    ),
+    "hardened": Recipe(
+        "psic-qN trained on against two models at once, through what platforms do to pictures; on a CPU: an hour",
+        {"two": TrainConfig("two", 900, 8, 160, learning_rate=5e-4, gamma=56, pool=32, eot=0.75, **SHIELD)},
+        Phase(_OURS, init="psic-q{quality}", target="lite-clip+lite1-clip"), None, 1920, "hardened",
     ),
     "other-mean": _other("mbt2018-mean"),
     "other-context": _other("mbt2018"),
@@ -169,12 +175,16 @@ def run_recipe(
         accelerator.print(f"{out}: stage {config.stage}, {config.steps} steps of {config.batch_size} pictures")
         run_phase(config.fast() if dry_run else config, phase, out)
     with accelerator.main_process_first():
-        return _published(out / "model.safetensors", quality, folder) if accelerator.is_main_process else []
+        return (
+            _published(out / "model.safetensors", quality, folder, RECIPES[name].label)
+            if accelerator.is_main_process
+            else []
+        )
 
 
-def _published(final: Path, quality: int, folder: Path) -> list[Path]:
+def _published(final: Path, quality: int, folder: Path, label: str) -> list[Path]:
     if load_checkpoint(final).config.anchored:
-        return list(publish(final, quality, folder))
+        return list(publish(final, quality, folder, label=label))
     model = load_checkpoint(final)
     model.config = replace(model.config, quality=quality)
     path = folder / f"psic-q{quality}.safetensors"

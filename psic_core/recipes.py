@@ -184,7 +184,9 @@ def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
     return pairs.thin(phase.pictures) if phase.pictures else pairs
 
 
-def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> tuple[Path, Path]:
+def publish(
+    checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0, label: str = ""
+) -> tuple[Path, Path]:
     """Write a trained PSIC as ``psic-qN`` and the plain codec inside it as ``plain-qN``, both float16, and their log.
 
     Of another architecture than the course's, ``psic-ARCHITECTURE-qN`` and so on.
@@ -197,6 +199,7 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
         quality: The number N of the rate, 1 to 255; it goes into every file's header.
         folder: Where both go.
         strength: Scales all triggers: below 1 the protected version comes nearer to the photo, and protects less.
+        label: Goes into the names, before the rate: ``psic-LABEL-qN``.
 
     Raises:
         ValueError: The strength is not above 0; the model is plain, or its key's triggers are not zero, so that its
@@ -211,7 +214,7 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     model.config = replace(model.config, quality=quality)
     model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
     other = model.config.architecture != CodecConfig().architecture
-    label = f"{model.config.architecture}-q{quality}" if other else f"q{quality}"
+    label = "-".join([*[model.config.architecture] * other, *[label] * bool(label), f"q{quality}"])
     paths = folder / f"psic-{label}.safetensors", folder / f"plain-{label}.safetensors"
     for path, kind in zip(paths, ("psic", "plain"), strict=True):
         model.kind = kind

@@ -1,0 +1,77 @@
+"""What platforms do to pictures, with a gradient, and its share in training."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import picture
+from torch import Tensor
+
+from psic_core.config import TrainConfig
+from psic_core.expectation import TRANSFORMATIONS, process
+from psic_core.images import round_to_8_bits
+from psic_core.metrics import psnr
+from psic_core.versions import jpeg as real_jpeg
+
+SEEDS = torch.arange(40)
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def many(n: int = 40, side: int = 24) -> Tensor:
+    return round_to_8_bits(torch.cat([picture(side, side, seed) for seed in range(n)]))
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_a_transformation_changes_the_picture_more_where_it_is_stronger_and_passes_gradients(name: str):
+    x = round_to_8_bits(picture(48, 40) * 0.8 + 0.1 * torch.rand(1, 3, 48, 40, generator=rng()))
+    x.requires_grad_(True)
+    weak, strong = (TRANSFORMATIONS[name](x, strength, rng()) for strength in (0.0, 0.99))
+    assert weak.shape == strong.shape == x.shape
+    assert psnr(strong.detach().clamp(0, 1), x.detach()) < psnr(weak.detach().clamp(0, 1), x.detach()) < 60
+    (gradient,) = torch.autograd.grad(strong.square().sum(), x)
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 0.99])
+def test_jpeg_is_near_to_pillows(strength: float):
+    x = round_to_8_bits(picture(64, 64))
+    ours = round_to_8_bits(TRANSFORMATIONS["jpeg"](x, strength, rng()))
+    theirs = real_jpeg(x, round(95 - 55 * strength))
+    assert psnr(ours, theirs) > psnr(theirs, x) - 1
+    assert psnr(ours, theirs) > 33
+
+
+def test_the_share_of_pictures_is_changed_and_all_have_8_bits():
+    x = many()
+    shown = process(x, 0.5, SEEDS)
+    changed = (shown != x).flatten(1).any(1)
+    assert 10 < changed.sum() < 30
+    assert torch.allclose((shown * 255).round() / 255, shown, atol=1e-6)
+    assert torch.equal(process(x, 0.0, SEEDS), x)
+    assert (process(x, 1.0, SEEDS) != x).flatten(1).any(1).all()
+
+
+def test_every_transformation_has_its_turn(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    for name in TRANSFORMATIONS:
+        monkeypatch.setitem(TRANSFORMATIONS, name, lambda x, s, r, name=name: seen.append(name) or x)
+    process(many(), 1.0, SEEDS)
+    assert set(seen) == set(TRANSFORMATIONS)
+
+
+def test_a_picture_is_changed_by_its_own_seed_wherever_it_stands():
+    x = many(6)
+    whole = process(x, 0.8, SEEDS[:6])
+    halves = torch.cat([process(x[:3], 0.8, SEEDS[:3]), process(x[3:], 0.8, SEEDS[3:6])])
+    assert torch.equal(whole, halves)
+    assert not torch.equal(process(x, 0.8, SEEDS[6:12]), whole)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_that_is_none_is_refused(share: float):
+    with pytest.raises(ValueError, match=f"eot is {share}"):
+        replace(TrainConfig(), eot=share)

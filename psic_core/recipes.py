@@ -179,9 +179,8 @@ def streamed(phase: Phase) -> Shards | None:
 
 def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
     pairs = load_pairs(phase.datasets, phase.root, phase.scenes, phase.size)
-    if target is not None:
-        pairs = pairs.with_features(target, cache)
-    return pairs.thin(phase.pictures) if phase.pictures else pairs
+    pairs = pairs.thin(phase.pictures) if phase.pictures else pairs
+    return pairs if target is None else pairs.with_features(target, cache)
 
 
 def publish(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from psic_core import charts, codec_table, comparison_tables, figures, tables
+from psic_core import charts, codec_table, comparison_tables, figures, scaling, tables
 from psic_core.ablations import VARIANTS
 from psic_core.checkpoints import load_checkpoint
 from psic_core.comparison import read_points
@@ -83,6 +83,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "flickr8k-dev": tables.rd_table(json.loads((results / "rd-flickr8k-dev.json").read_text())),
             "keywords": tables.keywords_table(tables.audits(results)),
             "speed": tables.speed_table(json.loads((results / "speed.json").read_text())),
+            "scaling": scaling.table(json.loads((results / "scaling.json").read_text())),
             "codecs": codec_table.table(json.loads((results / "codecs.json").read_text())),
             "others": tables.others_table(others),
             "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),

@@ -12,6 +12,7 @@ from psic_core.comparison_tables import NAMES as METHODS
 from psic_core.comparison_tables import plain_psnr
 from psic_core.figures import COLOURS, STYLE, against_rate
 from psic_core.frontier import curve, gap
+from psic_core.limits import LEVELS
 from psic_core.tables import NAMES, TASKS, Reports
 
 VERSIONS = ("original", "backbone", "full", "protected")
@@ -25,6 +26,7 @@ PANELS = {
     ("scenes", "attributes"): "attributes, scenes",
 }
 METHOD_COLOURS = dict(zip(METHODS, ["black", *plt.get_cmap("tab10").colors], strict=True))
+SHIELDS = (COLOURS["protected"], "tab:blue", "tab:green")  # of models side by side
 WHO = {"PSIC": "ours", "CompressAI": "theirs"}
 
 Points = dict[str, list[tuple[float, float]]]
@@ -142,6 +144,36 @@ def changes(points: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Figu
         ax.invert_yaxis()
         ax.set_xlabel("percentage points of attack success above UAEO both ways, at the same PSNR")
         figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def limits(report: Mapping[str, Any], attacks: Sequence[str] | None = None) -> Figure:
+    """Protection left against the attacker's effort: attacks from above in the threat model's order.
+
+    Args:
+        report: From `psic_core.limits.run_limits`.
+        attacks: Those to show; ``None``: all.
+    """
+    shown = [row for row in report["rows"] if attacks is None or row["attack"] in attacks]
+    shown.sort(key=lambda row: list(LEVELS).index(row["level"]))
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(8.4, 0.27 * len(shown) + 1.3))
+        series = [("null: the same done to the plain codec's", "0.6", [row["null"]["mean"] for row in shown])]
+        for model, colour in zip(report["models"], SHIELDS, strict=False):
+            series.append((model, colour, [row["asr"][model]["mean"] for row in shown]))
+        for name, colour, estimates in series:
+            x, low, high = zip(*map(_bar, estimates), strict=True)
+            ax.errorbar(x, range(len(shown)), xerr=(low, high), fmt="o", ms=4, lw=0.9, c=colour, label=name)
+        for k, row in enumerate(shown):
+            if k and row["level"] != shown[k - 1]["level"]:
+                ax.axhline(k - 0.5, c="0.8", lw=0.8)
+        ax.set_yticks(range(len(shown)), [row["attack"] for row in shown])
+        ax.set_ylim(len(shown) - 0.5, -0.5)
+        ax.set_xlim(-2, 102)
+        ax.set_xlabel("misread of what is read on the plain codec's picture (%), mean of four tasks")
+        figure.legend(loc="upper center", ncols=len(series), fontsize=8)
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     plt.close(figure)
     return figure
 

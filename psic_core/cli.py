@@ -74,6 +74,14 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--seams", type=float, default=4, help="megapixels to compare tiled and whole at (%(default)s)")
     p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
 
+    p = _command(commands, "limits", limits, "post-processing, unseen models, rivals who adapt: what is left of shields")
+    p.add_argument("checkpoints", nargs="*", default=["psic-q2", "psic-hardened-q2"], help="default: %(default)s")
+    p.add_argument("--plain", default="plain-q2", help="the plain codec of their rate (%(default)s)")
+    p.add_argument("--target", default="lite-clip", help="the model that they were made against (%(default)s)")
+    p.add_argument("--levels", nargs="+", help="some of the threat model's levels; default: all")
+    p.add_argument("--limit", type=int, default=200, help="held-out scenes (%(default)s)")
+    p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
+
     p = _command(commands, "wrong-keys", wrong_keys, "what many wrong keywords decode")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
     p.add_argument("--keywords", type=int, default=100, help="how many (%(default)s)")
@@ -154,6 +162,16 @@ def codecs(args: argparse.Namespace) -> None:
     from psic_core.evaluation import write_json
 
     report = codec_table(args.names or ARCHITECTURES, rounds=args.rounds)
+    write_json(report, args.json)
+    print(table(report))
+
+
+def limits(args: argparse.Namespace) -> None:
+    """``psic limits``."""
+    from psic_core.evaluation import write_json
+    from psic_core.limits import LEVELS, run_limits, table
+
+    report = run_limits(args.checkpoints, args.plain, args.limit, args.target, args.levels or tuple(LEVELS))
     write_json(report, args.json)
     print(table(report))
 

@@ -1,0 +1,181 @@
+"""The threat model, level by level: every attack on one bench, as ``psic limits`` runs it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from psic_core import conditions
+from psic_core.adapted import adapted_heads
+from psic_core.bench import Bench
+from psic_core.checkpoints import load_checkpoint, provenance
+from psic_core.codec import PSIC
+from psic_core.conditions import agreement, confidence, sharpness, smoothness
+from psic_core.config import seed_everything
+from psic_core.datasets.scenes import Scenes
+from psic_core.eval_sets import EvalSet, eval_set
+from psic_core.images import pad_to, round_to_8_bits
+from psic_core.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.purifier import train_purifier
+from psic_core.robustness import PLAIN, Pictures, Robustness
+from psic_core.tables import markdown
+from psic_core.targets import Target, load_target
+
+LEVELS = {
+    "none": "nobody attacks",
+    "unseen": "a scraper with another model",
+    "platforms": "a platform, a screen, a habit",
+    "denoisers": "someone who wants the shield gone and has tools against noise",
+    "rival": "someone who knows the method and has the codec",
+    "stream": "someone with file and decoder, without a key",
+}
+UNSEEN = ("lite1-clip", "lite2-clip")
+OWN = 300  # pictures that a rival protects himself, of the training scenes
+FEW = 2  # files that a search for a condition looks at
+STEPS, RESTARTS = 60, 2  # of each search
+
+
+def run_limits(
+    names: Sequence[str], plain: str, limit: int, target: str = "lite-clip", levels: Sequence[str] = tuple(LEVELS)
+) -> dict[str, Any]:
+    """Attack several models on the same held-out scenes.
+
+    Args:
+        names: Checkpoints of anchored PSIC, over the plain codec's encoder.
+        plain: That codec.
+        limit: Held-out scenes.
+        target: The reader that the shields were made for.
+        levels: Some of `LEVELS`.
+
+    Returns:
+        ``rows`` as `Robustness.add` makes them, and what they were measured on; JSON-ready.
+
+    Raises:
+        ValueError: No model, or an unknown level.
+    """
+    if not names or (wrong := [level for level in levels if level not in LEVELS]):
+        raise ValueError(f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}" if names else "name a checkpoint")
+    seed_everything(0)
+    models = {Path(name).stem: load_checkpoint(name) for name in names}
+    data: EvalSet = eval_set("scenes", limit=limit)
+    suite = Robustness(models, load_checkpoint(plain), data, load_target(target))
+    runs: dict[str, Callable[[Robustness], None]] = {
+        "none": Robustness.nothing,
+        "unseen": lambda s: [s.unseen(load_target(name)) for name in UNSEEN],
+        "platforms": _platforms,
+        "denoisers": lambda s: s.process("denoisers", DENOISERS),
+        "rival": _rival,
+        "stream": _stream,
+    }
+    for level in tqdm(levels, "levels", disable=None):
+        runs[level](suite)
+    about = {"models": list(models), "plain": plain, "target": target, "dataset": data.name, "n": data.size}
+    return about | {"rows": suite.rows, "provenance": provenance()}
+
+
+def _platforms(suite: Robustness) -> None:
+    plain = suite.bench.plain
+    suite.process("platforms", {**PLATFORMS, "coded again, plain": recoded(plain)})
+    again = {v: recoded(suite.models.get(v, plain)) for v in suite.shown}
+    changed = {v: torch.cat([again[v](x) for x in pictures.split(1)]) for v, pictures in suite.shown.items()}
+    suite.add("platforms", "coded again, protected again", changed)
+
+
+def _rival(suite: Robustness) -> None:
+    """He protects photos of his own with each model: pairs for a purifier, protected pictures for a reader."""
+    target = suite.bench.target
+    scenes = Scenes("train", OWN, suite.bench.x.shape[-1])
+    x = torch.stack([scenes[i].image for i in range(OWN)])
+    captions = [scenes.captions(i) for i in range(OWN)]
+    y_hat = suite.bench.latents(suite.bench.plain, x)
+    full = _decoded(suite.bench, suite.bench.plain, y_hat)
+    for name, model in suite.models.items():
+        protected = _decoded(suite.bench, model, y_hat)
+        for what, reader in (("purifier", None), ("purifier that asks the model", target)):
+            purifier = train_purifier(protected, full, target=reader)
+            cleaned = {v: _batched(lambda p: round_to_8_bits(purifier(p)), shown) for v, shown in suite.shown.items()}
+            suite.add("rival", f"{what}, made with {name}", cleaned)
+        adapted = adapted_heads(target, protected, captions)
+        suite.add("rival", f"model's heads trained on {name}", suite.shown, reader=adapted)
+
+
+def _stream(suite: Robustness) -> None:
+    bench, models, dim = suite.bench, suite.models, next(iter(suite.models.values())).config.dim
+    wrong = conditions.random_conditions(2, dim, seed=7)
+
+    def under(attack: str, chosen: Mapping[str, Float[Tensor, " dim"]]) -> None:
+        cosines = {v: float(c @ models[v].full_condition() / c.norm().clamp_min(1e-12)) for v, c in chosen.items()}
+        changed = {v: _decoded(bench, models[v], bench.y_hat, c) for v, c in chosen.items()}
+        suite.add("stream", attack, changed | {PLAIN: bench.decoded}, cosine=cosines)
+
+    for attack, c in (
+        ("a wrong key", wrong[0]),
+        ("half way between two wrong keys", conditions.between(wrong[0], wrong[1], 0.5)),
+        ("beyond a wrong key, on the way from another", conditions.between(wrong[0], wrong[1], 1.5)),
+        ("a wrong key, three times as long", 3 * wrong[0]),
+    ):
+        under(attack, dict.fromkeys(models, c))
+    texts = bench.texts.encode_text([t(c) for c in bench.data.classes for t in bench.data.templates])
+    objectives = {"sharpness": sharpness, "smoothness": smoothness, "confidence": confidence(bench.target, texts)}
+    for what, objective in (objectives | {"agreement of the stages": agreement}).items():
+        found = {
+            v: conditions.search(m, bench.y_hat[:FEW], objective, STEPS, RESTARTS).condition for v, m in models.items()
+        }
+        under(f"search for {what}", found)
+    under("the triggers' equations, solved", {v: conditions.solve(m).condition for v, m in models.items()})
+    count = len(next(iter(models.values())).g_s.triggers)
+    for cut in (*((i,) for i in range(count)), tuple(range(count))):
+        changed = {v: _cut(bench, m, cut) for v, m in models.items()}
+        what = "every trigger" if len(cut) == count else f"trigger {cut[0]}"
+        suite.add("stream", f"{what} left out of the program", changed | {PLAIN: bench.decoded})
+
+
+@torch.no_grad()
+def _decoded(bench: Bench, model: PSIC, y_hat: Tensor, condition: Float[Tensor, " dim"] | None = None) -> Pictures:
+    height, width = bench.x.shape[-2:]
+    return _batched(lambda y: round_to_8_bits(model.synthesize(y, condition)[..., :height, :width]), y_hat)
+
+
+def _cut(bench: Bench, model: PSIC, stages: Sequence[int]) -> Pictures:
+    height, width = bench.x.shape[-2:]
+    shown = (conditions.without_triggers(model, y, stages)[..., :height, :width] for y in bench.y_hat.split(20))
+    return torch.cat([round_to_8_bits(x) for x in shown])
+
+
+@torch.no_grad()
+def _batched(change: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    return torch.cat([change(p) for p in pictures.split(20)])
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+
+def table(report: Mapping[str, Any], tasks: bool = False) -> str:
+    """A row an attack: its null, and what it leaves of each model's shield.
+
+    Args:
+        report: From `run_limits`.
+        tasks: Each task's rate, in the paper's order, instead of their mean with its interval.
+    """
+    head = ["attack", "null", *report["models"]]
+    rows, level = [], None
+    for row in report["rows"]:
+        if row["level"] != level:
+            level = row["level"]
+            rows.append([f"**{LEVELS[level]}**", *[""] * (len(head) - 1)])
+        rates = [row["null"], *(row["asr"][m] for m in report["models"])]
+        rows.append([row["attack"], *(_tasks(r) if tasks else _interval(r["mean"]) for r in rates)])
+    return markdown(head, rows)
+
+
+def _interval(e: Mapping[str, Any]) -> str:
+    low, high = e["ci95"]
+    return f"{100 * e['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _tasks(rates: Mapping[str, Any]) -> str:
+    return " / ".join(f"{100 * e['value']:.0f}" for task, e in rates.items() if task != "mean")

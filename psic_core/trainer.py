@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from psic_core.attack import attack_loss, pull, wrong_conditions
+from psic_core.attack import attack_loss, pull, training_conditions
 from psic_core.batches import LATENT, Batch, CachedLatents, InMemory
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
@@ -203,7 +203,7 @@ class Trainer:
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""
         n = len(batch.index) * self.processes.count
-        drawn = wrong_conditions(n, self._unwrapped.config.dim, batch.rng)
+        drawn = training_conditions(self._unwrapped, self.config, n, batch.rng)
         return self.processes.own(drawn).to(self.accelerator.device)
 
     def objective(self, step: int) -> str:

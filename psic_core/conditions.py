@@ -227,6 +227,7 @@ def solve(model: PSIC, starts: int = 10, seed: int = 0) -> Solved:
             start.numpy(),
             lambda b: jacobian(torch.from_numpy(b)).detach().numpy(),
             method="lm" if sum(t.w_d.out_features for t in triggers) >= model.config.dim else "trf",
+            max_nfev=300,
         )
         evaluations += found.nfev
         if best is None or found.cost < best.cost:

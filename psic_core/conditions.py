@@ -208,16 +208,19 @@ def solve(model: PSIC, starts: int = 10, seed: int = 0) -> Solved:
         seed: Of the starts.
 
     Raises:
-        ValueError: The model is not anchored: no condition is known to be without trigger.
+        ValueError: The model is not anchored, so that no condition is known to be without trigger; or not trained.
     """
     if not model.config.anchored:
         raise ValueError("no condition of an unanchored model is known to be without triggers; try search()")
     triggers = [copy.deepcopy(t.cltg).cpu().double() for t in model.g_s.triggers]
+    none = torch.zeros(1, model.config.dim, dtype=torch.float64)
+    sizes = [float(t(none).detach().norm()) for t in triggers]
+    triggers = [(t, size) for t, size in zip(triggers, sizes, strict=True) if size > 0]
+    if not triggers:
+        raise ValueError("all triggers are zero without a keyword: an untrained model decodes full under any condition")
 
     def residues(beta: Tensor) -> Tensor:
-        added = [t(beta[None]).flatten() for t in triggers]
-        return torch.cat([*(a / t(0 * beta[None]).norm() for a, t in zip(added, triggers, strict=True)),
-                          beta.square().sum()[None] - 1])  # fmt: skip
+        return torch.cat([*(t(beta[None]).flatten() / size for t, size in triggers), beta.square().sum()[None] - 1])
 
     jacobian = torch.func.jacfwd(residues)
     best, evaluations = None, 0
@@ -226,7 +229,7 @@ def solve(model: PSIC, starts: int = 10, seed: int = 0) -> Solved:
             lambda b: residues(torch.from_numpy(b)).detach().numpy(),
             start.numpy(),
             lambda b: jacobian(torch.from_numpy(b)).detach().numpy(),
-            method="lm" if sum(t.w_d.out_features for t in triggers) >= model.config.dim else "trf",
+            method="lm" if sum(t.w_d.out_features for t, _ in triggers) >= model.config.dim else "trf",
             max_nfev=300,
         )
         evaluations += found.nfev

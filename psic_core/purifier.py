@@ -59,14 +59,14 @@ def train_purifier(
     crop: int = 96,
     seed: int = 0,
     target: Target | None = None,
-    weight: float = 0.01,
+    weight: float = 300.0,
     rate: float = 2e-3,
     progress: Callable[[int, float], None] | None = None,
 ) -> Purifier:
     """Learn the way back from pairs of versions.
 
-    The loss is ``MSE(p, x_hat_f)``; with a target, ``+ weight (1 - cos(f(p), f(x_hat_f)))``: a picture need not be
-    restored for its reading to be.
+    The loss is ``255^2 MSE(p, x_hat_f)``; with a target, ``+ weight (1 - cos(f(p), f(x_hat_f)))``: a picture need not
+    be restored for its reading to be.
 
     Args:
         protected: The rival's own x_hat_e, at 8 bits, as published.
@@ -103,7 +103,7 @@ def train_purifier(
         top, left = (int(torch.randint(side - crop + 1, (), generator=rng)) for side in full.shape[-2:])
         given, wanted = (v[index, :, top : top + crop, left : left + crop] for v in (protected, full))
         cleaned = purifier.cleaned(given)
-        loss = functional.mse_loss(cleaned, wanted)
+        loss = 255**2 * functional.mse_loss(cleaned, wanted)
         if target is not None:
             with torch.no_grad():
                 meaning = target.encode_image(wanted)

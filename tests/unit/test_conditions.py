@@ -208,3 +208,8 @@ def test_a_solution_that_is_none_is_not_sold_as_one(model: PSIC):
 def test_an_unanchored_model_cannot_be_solved():
     with pytest.raises(ValueError, match="unanchored"):
         solve(PSIC.build(replace(CONFIG, anchored=False)))
+
+
+def test_an_untrained_model_has_nothing_to_solve():
+    with pytest.raises(ValueError, match="untrained"):
+        solve(PSIC.build(CONFIG))

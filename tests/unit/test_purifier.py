@@ -71,7 +71,7 @@ def test_with_a_target_the_reading_is_restored_before_the_pixels():
 
     options = {"steps": 40, "batch": 4, "crop": 32}
     pixels = train_purifier(protected, full, **options)(protected)
-    read = train_purifier(protected, full, **options, target=target, weight=10.0)(protected)
+    read = train_purifier(protected, full, **options, target=target, weight=6e5)(protected)
     assert distance(read) < 0.7 * distance(pixels) < distance(protected)
     assert mse(read, full) > mse(pixels, full)
 

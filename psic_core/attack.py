@@ -91,7 +91,12 @@ def wrong_conditions(
         near: Share of the directions that are negatives, `NEAR` degrees from the key.
         key: The model's own, with ``near``.
         seek: Moves the negatives, for example `seeker`.
+
+    Raises:
+        ValueError: Negatives of no key.
     """
+    if near and key is None:
+        raise ValueError(f"near {near} asks for negatives near the key: pass key, a model's full_condition()")
     beta = functional.normalize(torch.randn(n, dim, generator=rng), dim=1)
     none = torch.rand(n, 1, generator=rng) < 0.5
     if near:

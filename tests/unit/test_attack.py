@@ -259,6 +259,11 @@ def test_negatives_stand_near_the_key_but_not_at_it():
     assert aside.mean(0).norm() < 0.1  # on all sides of the key
 
 
+def test_negatives_of_no_key_are_refused():
+    with pytest.raises(ValueError, match=r"near 0.5.*pass key"):
+        wrong_conditions(4, 16, rng(0), 0.5)
+
+
 def test_the_share_is_of_the_directions():
     plain, mixed = wrong_conditions(2000, 16, rng(0)), wrong_conditions(2000, 16, rng(0), 0.25, KEY)
     changed = (plain != mixed).any(1)

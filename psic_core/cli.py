@@ -74,7 +74,7 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--seams", type=float, default=4, help="megapixels to compare tiled and whole at (%(default)s)")
     p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
 
-    p = _command(commands, "limits", limits, "post-processing, unseen models, rivals who adapt: what is left of shields")
+    p = _command(commands, "limits", limits, "post-processing, unseen models, rivals who adapt: what is left")
     p.add_argument("checkpoints", nargs="*", default=["psic-q2", "psic-hardened-q2"], help="default: %(default)s")
     p.add_argument("--plain", default="plain-q2", help="the plain codec of their rate (%(default)s)")
     p.add_argument("--target", default="lite-clip", help="the model that they were made against (%(default)s)")

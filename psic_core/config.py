@@ -110,6 +110,8 @@ class TrainConfig:
     row_only: bool = False  # Eq. 6 without the captions' side
     center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
     objective: Objective = "uaeo"  # `attack.attack_loss` says what each is
+    negatives: float = 0.0  # share of the wrong directions that are drawn near the key's, 15 to 75 degrees away
+    searched: int = 0  # gradient steps that each of them then takes towards decoding like the key
     clip_grad: float = 1.0
     amp: bool = False  # the target in bfloat16, on a GPU; the codec stays float32, as a decoder's arithmetic is
     seed: int = 0
@@ -133,6 +135,10 @@ class TrainConfig:
             raise ValueError(f"questions {self.questions} go with targets; objective {self.objective!r} has none")
         if self.schedule == "mixed" and self.moves == "triggers":
             raise ValueError("schedule mixed sums both losses, so it cannot spare the codec: it needs moves 'codec'")
+        if not 0 <= self.negatives <= 1:
+            raise ValueError(f"negatives {self.negatives} is a share of the wrong directions; give 0 to 1")
+        if self.searched < 0 or (self.searched and not self.negatives):
+            raise ValueError(f"searched {self.searched}: a number of steps that negatives take; set negatives above 0")
         for name in ("steps", "batch_size", "crop", "learning_rate", "lmbda", "s", "tau", "save_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")

@@ -18,12 +18,12 @@ from psic_core.conditions import agreement, confidence, sharpness, smoothness
 from psic_core.config import seed_everything
 from psic_core.datasets.scenes import Scenes
 from psic_core.eval_sets import EvalSet, eval_set
-from psic_core.images import pad_to, round_to_8_bits
+from psic_core.images import round_to_8_bits
 from psic_core.processing import DENOISERS, PLATFORMS, recoded
 from psic_core.purifier import train_purifier
 from psic_core.robustness import PLAIN, Pictures, Robustness
 from psic_core.tables import markdown
-from psic_core.targets import Target, load_target
+from psic_core.targets import load_target
 
 LEVELS = {
     "none": "nobody attacks",
@@ -58,7 +58,9 @@ def run_limits(
         ValueError: No model, or an unknown level.
     """
     if not names or (wrong := [level for level in levels if level not in LEVELS]):
-        raise ValueError(f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}" if names else "name a checkpoint")
+        raise ValueError(
+            f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}" if names else "name a checkpoint"
+        )
     seed_everything(0)
     models = {Path(name).stem: load_checkpoint(name) for name in names}
     data: EvalSet = eval_set("scenes", limit=limit)
@@ -97,7 +99,7 @@ def _rival(suite: Robustness) -> None:
         protected = _decoded(suite.bench, model, y_hat)
         for what, reader in (("purifier", None), ("purifier that asks the model", target)):
             purifier = train_purifier(protected, full, target=reader)
-            cleaned = {v: _batched(lambda p: round_to_8_bits(purifier(p)), shown) for v, shown in suite.shown.items()}
+            cleaned = {v: round_to_8_bits(_batched(purifier, shown)) for v, shown in suite.shown.items()}
             suite.add("rival", f"{what}, made with {name}", cleaned)
         adapted = adapted_heads(target, protected, captions)
         suite.add("rival", f"model's heads trained on {name}", suite.shown, reader=adapted)

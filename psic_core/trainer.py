@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from psic_core.attack import attack_loss, pull, wrong_conditions
+from psic_core.attack import attack_loss, pull, training_conditions
 from psic_core.batches import LATENT, Batch, CachedLatents, InMemory
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
@@ -19,7 +19,7 @@ from psic_core.datasets.streaming import Shards
 from psic_core.expectation import process
 from psic_core.files import whole
 from psic_core.images import round_to_8_bits
-from psic_core.learned import freeze, learned
+from psic_core.learned import freeze, learned, whose_turn
 from psic_core.logs import write_log
 from psic_core.objectives import RateDistortion, masked_mse, rate_distortion_loss
 from psic_core.pairs import Pairs
@@ -213,18 +213,12 @@ class Trainer:
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""
         n = len(batch.index) * self.processes.count
-        drawn = wrong_conditions(n, self._unwrapped.config.dim, batch.rng)
+        drawn = training_conditions(self._unwrapped, self.config, n, batch.rng)
         return self.processes.own(drawn).to(self.accelerator.device)
 
     def objective(self, step: int) -> str:
-        """Whose turn it is (decision 8): per iteration, per half epoch (``sessions``), or both (``mixed``)."""
-        if len(self.optimisers) == 1:
-            return next(iter(self.optimisers))
-        if self.config.schedule == "mixed":
-            return "mixed"
-        epoch = max(2, len(self.source) // self.config.batch_size)
-        turn = step % 2 if self.config.schedule == "alternate" else int(step % epoch >= epoch // 2)
-        return ("full", "protected")[turn]
+        """Whose turn it is (decision 8)."""
+        return whose_turn(step, self.config, tuple(self.optimisers), len(self.source))
 
     # --- data -------------------------------------------------------------------------------------------
 

@@ -439,6 +439,16 @@ def test_full_is_decoded_with_the_secret_and_protected_without(target: Target, p
     assert torch.equal(seen[1], run.wrong_conditions(batch_of(run, 1)))
 
 
+def test_negatives_come_near_the_key_and_the_step_runs(target: Target, pairs: Pairs):
+    run = Trainer(lively(), pairs, fast("two", negatives=1.0, searched=2), target)
+    drawn = torch.cat([run.wrong_conditions(batch_of(run, step)) for step in range(8)])
+    near = drawn[drawn.any(1)] @ run.model.full_condition()
+    assert len(near) > 8
+    assert ((near > 0.2) & (near < 0.97)).all()
+    run.step = 0
+    assert all(row["grad_norm"] > 0 for row in run.fit(2))
+
+
 # --- the attack -------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ class FrequencyTrigger(nn.Module):
         strength: The general trigger's size at the start, in units of the [0, 1] pixel range.
     """
 
-    def __init__(self, width: int = 64, strength: float = 0.15) -> None:
+    def __init__(self, width: int = 64, strength: float = 0.8) -> None:
         super().__init__()
         self.register_buffer("dct", dct_matrix(), persistent=False)
         u, v = zip(*mid_frequencies(), strict=True)

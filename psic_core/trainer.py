@@ -201,9 +201,7 @@ class Trainer:
         with torch.autocast(saved.device.type, torch.bfloat16, enabled=self.config.amp):
             return self.target.encode_image(saved)
 
-    def _handed_on(
-        self, x_hat: Float[Tensor, "own 3 height width"], batch: Batch
-    ) -> Float[Tensor, "own 3 height width"]:
+    def _handed_on(self, x_hat: Float[Tensor, "own 3 h w"], batch: Batch) -> Float[Tensor, "own 3 h w"]:
         """The protected pictures as the target comes by them."""
         if not self.config.eot:
             return x_hat

@@ -43,6 +43,7 @@ def _other(architecture: str) -> Recipe:
     )  # fmt: skip
 
 
+_HARDER = TrainConfig("two", 900, 8, 160, learning_rate=5e-4, gamma=56, pool=32, **SHIELD)
 _GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD)
 # fmt: off
 RECIPES = {
@@ -64,7 +65,10 @@ RECIPES = {
     ),
     "hardened": Recipe(
         "psic-qN trained on against two models at once, through what platforms do to pictures; on a CPU: an hour",
-        {"two": TrainConfig("two", 900, 8, 160, learning_rate=5e-4, gamma=56, pool=32, eot=0.75, **SHIELD)},
+        {
+            "two": replace(_HARDER, steps=900, eot=0.75),
+            "harder": replace(_HARDER, steps=1500, eot=1.0),
+        },
         Phase(_OURS, init="psic-q{quality}", target="lite-clip+lite1-clip"), None, 1920, "hardened",
     ),
     "other-mean": _other("mbt2018-mean"),

@@ -99,6 +99,7 @@ class TrainConfig:
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     moves: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on: `expectation`
+    recode: bool = False  # with `eot`: the codec without its triggers is among what happens to pictures
     questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # decision 8
@@ -131,6 +132,8 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
         if not 0 <= self.eot <= 1:
             raise ValueError(f"eot is {self.eot}; it is a share of the pictures, from 0 to 1")
+        if self.recode and not self.eot:
+            raise ValueError("recode is one of eot's transformations; set eot above 0")
         if self.questions and self.objective in ("naive", "authors"):
             raise ValueError(f"questions {self.questions} go with targets; objective {self.objective!r} has none")
         if self.schedule == "mixed" and self.moves == "triggers":

@@ -14,7 +14,10 @@ Picture = Float[Tensor, "1 3 height width"]
 
 
 def process(
-    x: Float[Tensor, "batch 3 height width"], share: float, seeds: Int64[Tensor, " batch"]
+    x: Float[Tensor, "batch 3 height width"],
+    share: float,
+    seeds: Int64[Tensor, " batch"],
+    recode: Callable[[Picture], Picture] | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
     """Each picture as a platform may hand it on: one of `TRANSFORMATIONS`, at a strength of its own, or none.
 
@@ -22,11 +25,13 @@ def process(
         x: Pictures at 8 bits, in [0, 1].
         share: Of the pictures that are transformed; the others come back as they are.
         seeds: One a picture, so that processes that share a batch draw what one would.
+        recode: One more transformation, without a strength: the plain codec.
 
     Returns:
         Pictures at 8 bits, of the same size; gradients flow.
     """
     kinds, shown = list(TRANSFORMATIONS.values()), []
+    kinds += [lambda picture, *_: recode(picture)] * (recode is not None)
     for picture, seed in zip(x.split(1), seeds.tolist(), strict=True):
         rng = torch.Generator().manual_seed(seed)
         chance, kind, strength = torch.rand(3, generator=rng).tolist()

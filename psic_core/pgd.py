@@ -91,14 +91,15 @@ def coded(codec: PSIC) -> Callable[[Float[Tensor, "n 3 height width"]], Float[Te
     """The plain codec as a differentiable function: rounding passes the gradient straight through.
 
     Args:
-        codec: A plain one over a hyperprior whose latents are rounded without a mean (``bmshj2018-hyperprior``).
+        codec: A plain one, or a PSIC, whose triggers are left out; over a hyperprior whose latents are rounded without
+            a mean (``bmshj2018-hyperprior``).
     """
 
     def through(x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         y = codec.backbone.g_a(pad_to(x, codec.factor))
         y_hat = y + (y.round() - y).detach()
-        return round_to_8_bits(codec.synthesize(y_hat)[..., :height, :width])
+        return round_to_8_bits(codec.g_s.plain(y_hat)[..., :height, :width])
 
     return through
 

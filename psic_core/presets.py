@@ -67,7 +67,7 @@ RECIPES = {
         "psic-qN trained on against two models at once, through what platforms do to pictures; on a CPU: an hour",
         {
             "two": replace(_HARDER, steps=900, eot=0.75),
-            "harder": replace(_HARDER, steps=1500, eot=1.0),
+            "harder": replace(_HARDER, steps=1300, eot=1.0, recode=True),
         },
         Phase(_OURS, init="psic-q{quality}", target="lite-clip+lite1-clip"), None, 1920, "hardened",
     ),

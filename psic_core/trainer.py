@@ -23,6 +23,7 @@ from psic_core.learned import freeze, learned, whose_turn
 from psic_core.logs import write_log
 from psic_core.objectives import RateDistortion, masked_mse, rate_distortion_loss
 from psic_core.pairs import Pairs
+from psic_core.pgd import coded
 from psic_core.processes import Processes, started
 from psic_core.streams import Streamed
 from psic_core.targets import Target
@@ -206,7 +207,8 @@ class Trainer:
         if not self.config.eot:
             return x_hat
         seeds = torch.randint(2**62, (len(batch.index) * self.processes.count,), generator=batch.rng)
-        return process(round_to_8_bits(x_hat), self.config.eot, self.processes.own(seeds))
+        recode = coded(self._unwrapped) if self.config.recode else None
+        return process(round_to_8_bits(x_hat), self.config.eot, self.processes.own(seeds), recode)
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""

@@ -22,7 +22,7 @@ def process(
     """Each picture as a platform may hand it on: one of `TRANSFORMATIONS`, at a strength of its own, or none.
 
     Args:
-        x: Pictures at 8 bits, in [0, 1].
+        x: As a decoder gives them; rounded to 8 bits first.
         share: Of the pictures that are transformed; the others come back as they are.
         seeds: One a picture, so that processes that share a batch draw what one would.
         recode: One more transformation, without a strength: the plain codec.
@@ -32,7 +32,7 @@ def process(
     """
     kinds, shown = list(TRANSFORMATIONS.values()), []
     kinds += [lambda picture, *_: recode(picture)] * (recode is not None)
-    for picture, seed in zip(x.split(1), seeds.tolist(), strict=True):
+    for picture, seed in zip(round_to_8_bits(x).split(1), seeds.tolist(), strict=True):
         rng = torch.Generator().manual_seed(seed)
         chance, kind, strength = torch.rand(3, generator=rng).tolist()
         if chance < share:

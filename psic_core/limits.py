@@ -19,6 +19,7 @@ from psic_core.config import seed_everything
 from psic_core.datasets.scenes import Scenes
 from psic_core.eval_sets import EvalSet, eval_set
 from psic_core.images import round_to_8_bits
+from psic_core.inversion import stripped
 from psic_core.processing import DENOISERS, PLATFORMS, recoded
 from psic_core.purifier import train_purifier
 from psic_core.robustness import PLAIN, Pictures, Robustness
@@ -33,10 +34,18 @@ LEVELS = {
     "rival": "someone who knows the method and has the codec",
     "stream": "someone with file and decoder, without a key",
 }
+SUMMARY = (
+    "as published", "read by lite2-clip", "JPEG 75", "half size and back", "screenshot", "crop to 75 %", "blur 1.5 px",
+    "coded again, plain", "median 3 × 3", "total variation", "non-local means", "coded again, triggers left out",
+    "purifier, made with psic-q2", "model's heads trained on psic-q2", "model's heads trained on psic-hardened-q2",
+    "a wrong key", "search for confidence", "search for agreement of the stages", "the triggers' equations, solved",
+)  # fmt: skip
 UNSEEN = ("lite1-clip", "lite2-clip")
 OWN = 300  # pictures that a rival protects himself, of the training scenes
 FEW = 2  # files that a search for a condition looks at
 STEPS, RESTARTS = 60, 2  # of each search
+INVERTING = 10  # steps of a picture's inversion
+PURIFIERS = {"purifier": 500, "purifier that asks the model": 200}  # steps of their training
 
 
 def run_limits(
@@ -57,10 +66,10 @@ def run_limits(
     Raises:
         ValueError: No model, or an unknown level.
     """
-    if not names or (wrong := [level for level in levels if level not in LEVELS]):
-        raise ValueError(
-            f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}" if names else "name a checkpoint"
-        )
+    if not names:
+        raise ValueError("no model to attack: name at least one checkpoint")
+    if wrong := [level for level in levels if level not in LEVELS]:
+        raise ValueError(f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}")
     seed_everything(0)
     models = {Path(name).stem: load_checkpoint(name) for name in names}
     data: EvalSet = eval_set("scenes", limit=limit)
@@ -95,10 +104,15 @@ def _rival(suite: Robustness) -> None:
     captions = [scenes.captions(i) for i in range(OWN)]
     y_hat = suite.bench.latents(suite.bench.plain, x)
     full = _decoded(suite.bench, suite.bench.plain, y_hat)
+    first = next(iter(suite.models.values()))
+    for steps in (0, INVERTING):
+        changed = {v: stripped(suite.models.get(v, first), shown, steps) for v, shown in suite.shown.items()}
+        how = f"inverted in {steps} steps" if steps else "coded again"
+        suite.add("rival", f"{how}, triggers left out", changed)
     for name, model in suite.models.items():
         protected = _decoded(suite.bench, model, y_hat)
-        for what, reader in (("purifier", None), ("purifier that asks the model", target)):
-            purifier = train_purifier(protected, full, target=reader)
+        for (what, steps), reader in zip(PURIFIERS.items(), (None, target), strict=True):
+            purifier = train_purifier(protected, full, steps, target=reader)
             cleaned = {v: round_to_8_bits(_batched(purifier, shown)) for v, shown in suite.shown.items()}
             suite.add("rival", f"{what}, made with {name}", cleaned)
         adapted = adapted_heads(target, protected, captions)

@@ -1,7 +1,7 @@
 """What attacks leave of a shield: several models side by side, each attack with its null."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -116,5 +116,5 @@ def _mean(flips: Mapping[str, Flips]) -> dict[str, Any]:
     return flip_rate(list(flips.values()))._asdict()
 
 
-def _each(change: Callable[[Tensor], Tensor], pictures: Pictures) -> Pictures:
+def _each(change: Processing, pictures: Pictures) -> Float[Tensor, "n 3 new_height new_width"]:
     return torch.cat([change(x) for x in pictures.split(1)])

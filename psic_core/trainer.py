@@ -208,12 +208,11 @@ class Trainer:
             return x_hat
         seeds = torch.randint(2**62, (len(batch.index) * self.processes.count,), generator=batch.rng)
         recode = coded(self._unwrapped) if self.config.recode else None
-        return process(round_to_8_bits(x_hat), self.config.eot, self.processes.own(seeds), recode)
+        return process(x_hat, self.config.eot, self.processes.own(seeds), recode)
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""
-        n = len(batch.index) * self.processes.count
-        drawn = training_conditions(self._unwrapped, self.config, n, batch.rng)
+        drawn = training_conditions(self._unwrapped, self.config, len(batch.index) * self.processes.count, batch.rng)
         return self.processes.own(drawn).to(self.accelerator.device)
 
     def objective(self, step: int) -> str:

@@ -31,6 +31,7 @@ RUNS = {
     "two-naive": TrainConfig("two", 2, **ROUGH, objective="naive", moves="codec"),
     "two-authors": TrainConfig("two", 2, **ROUGH, objective="authors"),
     "two-random": TrainConfig("two", 2, **ROUGH, objective="random_target"),
+    "two-hardened": TrainConfig("two", 3, **ROUGH, eot=0.8, recode=True, negatives=0.5, searched=1),
     "one-context": TrainConfig("one", 2, **ROUGH, moves="codec"),
 }
 STREAMED = {

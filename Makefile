@@ -64,6 +64,7 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	done
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
 	$(PSIC) rd --dataset flickr8k-dev --limit 200 --json data/results/rd-flickr8k-dev.json
+	$(PSIC) limits --json data/results/limits.json
 	$(RUN) -m psic_core.readme --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep

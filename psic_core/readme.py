@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from psic_core import charts, codec_table, comparison_tables, figures, scaling, tables
+from psic_core import charts, codec_table, comparison_tables, figures, limits, scaling, tables
 from psic_core.ablations import VARIANTS
 from psic_core.checkpoints import load_checkpoint
 from psic_core.comparison import read_points
@@ -65,6 +65,7 @@ def pages() -> dict[Path, dict[str, str]]:
     results, cards = data_dir() / "results", data_dir() / "checkpoints"
     found = tables.reports(results)
     points = read_points(results / "points.jsonl")
+    attacked = json.loads((results / "limits.json").read_text())
     names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
     others = {p.stem[6:-7]: json.loads(p.read_text()) for p in sorted(results.glob("other-*-scenes.json"))}
     return {
@@ -86,6 +87,8 @@ def pages() -> dict[Path, dict[str, str]]:
             "scaling": scaling.table(json.loads((results / "scaling.json").read_text())),
             "codecs": codec_table.table(json.loads((results / "codecs.json").read_text())),
             "others": tables.others_table(others),
+            "limits": limits.table(attacked),
+            "limits-tasks": limits.table(attacked, tasks=True),
             "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),
             "frontier-100": comparison_tables.frontier_table(points, comparison_tables.LEVELS[1]),
             "claims": comparison_tables.claims_table(points),
@@ -126,6 +129,8 @@ def make_pictures() -> None:
     points = read_points(results / "points.jsonl")
     figures.save(charts.frontier(points), results / "frontier.png")
     figures.save(charts.changes(points, [m for m in VARIANTS if m != "uaeo"]), results / "changes.png")
+    attacked = json.loads((results / "limits.json").read_text())
+    figures.save(charts.limits(attacked, limits.SUMMARY), results / "limits.png")
     contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
 
 

@@ -75,3 +75,18 @@ def test_a_picture_is_changed_by_its_own_seed_wherever_it_stands():
 def test_a_share_that_is_none_is_refused(share: float):
     with pytest.raises(ValueError, match=f"eot is {share}"):
         replace(TrainConfig(), eot=share)
+
+
+def test_recoding_is_one_more_transformation():
+    seen = []
+    x = many()
+    shown = process(x, 1.0, SEEDS, lambda picture: seen.append(picture) or 0 * picture)
+    black = (shown == 0).flatten(1).all(1)
+    assert len(seen) == int(black.sum())
+    assert 1 <= len(seen) <= 20
+    assert not (process(x, 1.0, SEEDS) == 0).flatten(1).all(1).any()
+
+
+def test_recoding_without_transformations_is_refused():
+    with pytest.raises(ValueError, match="recode.*set eot above 0"):
+        TrainConfig(recode=True)

@@ -260,7 +260,7 @@ def test_absent_heads_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["", "nonsense", "nonsense/openai", "ViT-B-32", "ViT-B-32/", "/openai", "lite1-clip"])
 def test_an_unknown_name_says_which_there_are(name: str):
-    with pytest.raises(ValueError, match="unknown target '.*lite-clip, lite2-clip, tiny"):
+    with pytest.raises(ValueError, match="unknown target '.*lite-clip, lite1-clip, lite2-clip, tiny"):
         load_target(name)
 
 
@@ -342,3 +342,46 @@ def test_folded_batch_norms_change_nothing(network: str):
     fold_batch_norms(trunk)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in trunk.modules())
     assert torch.allclose(trunk(x), before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+
+
+# --- ensembles --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> targets.Ensemble:
+    members = [load_target("tiny"), load_target("tiny")]
+    with torch.no_grad():
+        for p in members[1].model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    return targets.Ensemble(members)
+
+
+def test_an_ensembles_cosine_is_the_mean_of_its_members(ensemble: targets.Ensemble):
+    x, texts = torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(2)), ["a cat", "a cup of coffee"]
+    image, text = ensemble.encode_image(x), ensemble.encode_text(texts)
+    assert torch.allclose(image.norm(dim=1), torch.ones(3), atol=1e-5)
+    own = [m.encode_image(x) @ m.encode_text(texts).T for m in ensemble.members]
+    assert not torch.allclose(*own, atol=1e-3)
+    assert torch.allclose(image @ text.T, (own[0] + own[1]) / 2, atol=1e-5)
+    believed = [m.probabilities(m.encode_image(x), m.encode_text(texts)) for m in ensemble.members]
+    assert torch.allclose(ensemble.probabilities(image, text), torch.stack(believed).mean(0), atol=1e-5)
+
+
+def test_an_ensembles_gradient_comes_from_all_members(ensemble: targets.Ensemble):
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
+    text = ensemble.encode_text(["a cat"])
+    (both,) = torch.autograd.grad((ensemble.encode_image(x) @ text.T).sum(), x)
+    parts = [
+        torch.autograd.grad((m.encode_image(x) @ m.encode_text(["a cat"]).T).sum(), x)[0] for m in ensemble.members
+    ]
+    assert torch.allclose(both, (parts[0] + parts[1]) / 2, atol=1e-6)
+
+
+def test_a_plus_joins_targets_by_name():
+    joined = load_target("tiny+tiny")
+    assert isinstance(joined, targets.Ensemble)
+    assert joined.name == "tiny+tiny"
+    with pytest.raises(ValueError, match="unknown target 'nobody'"):
+        load_target("tiny+nobody")
+    with pytest.raises(TypeError, match="no one preprocessing"):
+        joined.preprocess(torch.rand(1, 3, 8, 8))

@@ -162,9 +162,10 @@ def limits(report: Mapping[str, Any], attacks: Sequence[str] | None = None) -> F
         series = [("null: the same done to the plain codec's", "0.6", [row["null"]["mean"] for row in shown])]
         for model, colour in zip(report["models"], SHIELDS, strict=False):
             series.append((model, colour, [row["asr"][model]["mean"] for row in shown]))
-        for name, colour, estimates in series:
+        for aside, (name, colour, estimates) in enumerate(series, 1):
             x, low, high = zip(*map(_bar, estimates), strict=True)
-            ax.errorbar(x, range(len(shown)), xerr=(low, high), fmt="o", ms=4, lw=0.9, c=colour, label=name)
+            y = [k + 0.6 * (aside / (len(series) + 1) - 0.5) for k in range(len(shown))]
+            ax.errorbar(x, y, xerr=(low, high), fmt="o", ms=3.5, lw=0.9, c=colour, label=name)
         for k, row in enumerate(shown):
             if k and row["level"] != shown[k - 1]["level"]:
                 ax.axhline(k - 0.5, c="0.8", lw=0.8)

@@ -78,7 +78,7 @@ def _read(cache: Path) -> TowerFeatures:
 
 def _image_features(target: Target, pictures: Tensor, view: int) -> Float[Tensor, "n 1280"]:
     out, rng = [], torch.Generator().manual_seed(view)
-    for chunk in tqdm(pictures.split(32), desc=f"view {view}", mininterval=5):
+    for chunk in tqdm(pictures.split(32), desc=f"view {view}", mininterval=5, disable=None):
         x = chunk.float() / 255
         if view:
             x = x.flip(-1) if view % 2 else x
@@ -92,7 +92,7 @@ def _image_features(target: Target, pictures: Tensor, view: int) -> Float[Tensor
 def _text_features(target: Target, texts: list[str]) -> Float[Tensor, "n 384"]:
     text, out = target.model.text, []
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths together: less padding
-    for start in tqdm(range(0, len(texts), 128), desc="captions", mininterval=5):
+    for start in tqdm(range(0, len(texts), 128), desc="captions", mininterval=5, disable=None):
         tokens = target.tokenizer([texts[i] for i in order[start : start + 128]])
         tokens = tokens[:, : tokens.ne(0).any(0).nonzero().max() + 1]
         mask = tokens.ne(0).long()

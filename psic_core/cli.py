@@ -79,7 +79,7 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--plain", default="plain-q2", help="the plain codec of their rate (%(default)s)")
     p.add_argument("--target", default="lite-clip", help="the model that they were made against (%(default)s)")
     p.add_argument("--levels", nargs="+", help="some of the threat model's levels; default: all")
-    p.add_argument("--limit", type=int, default=200, help="held-out scenes (%(default)s)")
+    p.add_argument("--limit", type=int, default=150, help="held-out scenes (%(default)s)")
     p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
 
     p = _command(commands, "wrong-keys", wrong_keys, "what many wrong keywords decode")

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-#: Passphrase of the models that the course ships. Public on purpose: see README, "What it does not do".
+#: Passphrase of the models that the course ships. Public on purpose: see "What PSIC protects against" in README.
 PUBLIC_PASSPHRASE = "psic course"
 
 Schedule = Literal["alternate", "sessions", "mixed"]

@@ -13,6 +13,7 @@ from psic_core.config import data_dir
 from psic_core.datasets.scenes import Scenes
 from psic_core.images import pad_to, round_to_8_bits
 from psic_core.metrics import psnr
+from psic_core.processing import PLATFORMS
 from psic_core.targets import load_target
 
 NAMES = sorted(p.stem.removeprefix("psic-") for p in (data_dir() / "checkpoints").glob("psic-q*.safetensors"))
@@ -76,3 +77,22 @@ def test_the_protection_is_not_stronger_at_the_edges(pair: tuple[PSIC, PSIC]):
     inside = change[32:-32, 32:-32].mean()
     for edge in (change[:16], change[-16:], change[:, :16], change[:, -16:]):
         assert edge.mean() < 4 * inside
+
+
+@pytest.mark.parametrize("name", ["JPEG 75", "half size and back"])
+def test_the_hardened_shield_keeps_more_after_what_platforms_do(name: str):
+    plain, standard, hardened = (load_checkpoint(n) for n in ("plain-q2", "psic-q2", "psic-hardened-q2"))
+    assert hardened.fingerprint() == plain.fingerprint() == standard.fingerprint()
+    target, scenes = load_target(), Scenes("val", 24, 160)
+    x = torch.stack([scenes[i].image for i in range(24)])
+    own = target.encode_text([scenes.captions(i)[0] for i in range(24)])
+    kept, level = {}, {}
+    with torch.no_grad():
+        y_hat = plain.quantised_latents(pad_to(x, 64))
+        for label, model in (("plain", plain), ("standard", standard), ("hardened", hardened)):
+            shown = round_to_8_bits(model.synthesize(y_hat)[..., :160, :160])
+            level[label] = sum(map(psnr, shown, x)) / 24
+            processed = torch.cat([PLATFORMS[name](p) for p in shown.split(1)])
+            kept[label] = float((target.encode_image(processed) * own).sum(1).mean())
+    assert abs(level["hardened"] - level["standard"]) < 0.25
+    assert kept["hardened"] < kept["standard"] - 0.01 < kept["plain"]  # cosine to the own caption

@@ -145,10 +145,11 @@ def table(report: dict[str, Any]) -> str:
             f"| {row['megapixels']:.1f} | {row['encode_s']:.1f} | {row['decode_s']:.1f} | {each:.2f} "
             f"| {row['peak_mb'] / 1000:.2f} |"
         )
-    growth, seams = report["growth"], report.get("seams")
-    lines += ["", f"Time grows with the pixels to the power of {growth['encode']:.2f} (encode) and "
-              f"{growth['decode']:.2f} (decode); 1 is linear."]  # fmt: skip
-    if seams:
-        cost = seams["protected"]["psnr_whole"] - seams["protected"]["psnr_tiled"]
-        lines[-1] += f" At {seams['megapixels']:.0f} megapixels windows cost {abs(cost):.6f} dB."
-    return "\n".join(lines)
+    said = []
+    if growth := report.get("growth"):
+        said.append(f"Time grows with the pixels to the power of {growth['encode']:.2f} (encode) and "
+                    f"{growth['decode']:.2f} (decode); 1 is linear.")  # fmt: skip
+    if seams := report.get("seams"):
+        cost = abs(seams["protected"]["psnr_whole"] - seams["protected"]["psnr_tiled"])
+        said.append(f"At {seams['megapixels']:.1f} megapixels windows cost {cost:.6f} dB.")
+    return "\n".join([*lines, "", " ".join(said)] if said else lines)

@@ -25,6 +25,7 @@ class Variant:
     train: Mapping[str, Any] = field(default_factory=dict)
     codec: Mapping[str, Any] = field(default_factory=dict)
     before: TrainConfig | None = None  # a phase that comes first
+    target: str | None = None  # trained against this; measured, as all are, on the bench's
 
 
 _CODEC = {"moves": "codec", "learning_rate": 3e-4, "trigger_rate": 5.0}  # at 1e-3 the decoder itself diverges
@@ -60,6 +61,11 @@ VARIANTS = {
         "as moved, with a feature-fidelity term on the full version", _CODEC | {"fidelity": 600}, {"anchored": False}
     ),
     "paper": Variant("constants only, whole decoder", _CODEC, {"residual": 0, "anchored": False}),
+    "eot": Variant("the model sees every picture as a platform hands it on", {"eot": 1.0}),
+    "recode": Variant("likewise, the plain codec among the platforms", {"eot": 1.0, "recode": True}),
+    "ensemble": Variant("two models are attacked as one", target="lite-clip+lite1-clip"),
+    "negatives": Variant("half of the wrong keys are sought near the key", {"negatives": 0.5, "searched": 3}),
+    "hardened": Variant("recode and ensemble together", {"eot": 1.0, "recode": True}, target="lite-clip+lite1-clip"),
     "stage-one": Variant(
         "240 steps of stage one with attack before it",
         before=replace(BASE, stage="one", crop=128, learning_rate=1e-4, trigger_rate=8.0),
@@ -134,6 +140,7 @@ def phase_config(p: Point) -> TrainConfig:
 def trained(p: Point, folder: Path, target: str) -> tuple[PSIC, float]:
     """The model of a PSIC point and the seconds of its last phase; trains it where ``folder`` lacks it."""
     path, variant, config = folder / str(p) / "model.safetensors", VARIANTS[p.method], phase_config(p)
+    target = variant.target or target
     if not path.is_file():
         start = folder / f"{p}-start.safetensors"
         _fresh_triggers(start, variant.codec, p.seed)

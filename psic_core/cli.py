@@ -79,6 +79,7 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--plain", default="plain-q2", help="the plain codec of their rate (%(default)s)")
     p.add_argument("--target", default="lite-clip", help="the model that they were made against (%(default)s)")
     p.add_argument("--levels", nargs="+", help="some of the threat model's levels; default: all")
+    p.add_argument("--cost", type=float, help="scale their triggers until the shield costs so many dB")
     p.add_argument("--limit", type=int, default=150, help="held-out scenes (%(default)s)")
     p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
 
@@ -171,7 +172,8 @@ def limits(args: argparse.Namespace) -> None:
     from psic_core.evaluation import write_json
     from psic_core.limits import LEVELS, run_limits, table
 
-    report = run_limits(args.checkpoints, args.plain, args.limit, args.target, args.levels or tuple(LEVELS))
+    levels = args.levels or tuple(LEVELS)
+    report = run_limits(args.checkpoints, args.plain, args.limit, args.target, levels, args.cost)
     write_json(report, args.json)
     print(table(report))
 

@@ -49,7 +49,12 @@ PURIFIERS = {"purifier": 500, "purifier that asks the model": 200}  # steps of t
 
 
 def run_limits(
-    names: Sequence[str], plain: str, limit: int, target: str = "lite-clip", levels: Sequence[str] = tuple(LEVELS)
+    names: Sequence[str],
+    plain: str,
+    limit: int,
+    target: str = "lite-clip",
+    levels: Sequence[str] = tuple(LEVELS),
+    cost: float | None = None,
 ) -> dict[str, Any]:
     """Attack several models on the same held-out scenes.
 
@@ -59,6 +64,8 @@ def run_limits(
         limit: Held-out scenes.
         target: The reader that the shields were made for.
         levels: Some of `LEVELS`.
+        cost: Scale each model's triggers until its protected pictures lie so many dB below the plain codec's;
+            ``None``: as they are.
 
     Returns:
         ``rows`` as `Robustness.add` makes them, and what they were measured on; JSON-ready.
@@ -71,9 +78,13 @@ def run_limits(
     if wrong := [level for level in levels if level not in LEVELS]:
         raise ValueError(f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}")
     seed_everything(0)
-    models = {Path(name).stem: load_checkpoint(name) for name in names}
+    models = {_label(name): load_checkpoint(name) for name in names}
+    if len(models) < len(names):
+        raise ValueError(f"{', '.join(names)}: two models of one name; rename a file or its folder")
     data: EvalSet = eval_set("scenes", limit=limit)
     suite = Robustness(models, load_checkpoint(plain), data, load_target(target))
+    if cost is not None:
+        suite.equalise(cost)
     runs: dict[str, Callable[[Robustness], None]] = {
         "none": Robustness.nothing,
         "unseen": lambda s: [s.unseen(load_target(name)) for name in UNSEEN],
@@ -84,8 +95,21 @@ def run_limits(
     }
     for level in tqdm(levels, "levels", disable=None):
         runs[level](suite)
-    about = {"models": list(models), "plain": plain, "target": target, "dataset": data.name, "n": data.size}
+    about = {
+        "models": list(models),
+        "cost": cost,
+        "plain": plain,
+        "target": target,
+        "dataset": data.name,
+        "n": data.size,
+    }
     return about | {"rows": suite.rows, "provenance": provenance()}
+
+
+def _label(name: str) -> str:
+    """A checkpoint's name; that of its folder where it is a run's ``model.safetensors``."""
+    path = Path(name)
+    return path.parent.name if path.name == "model.safetensors" else path.stem
 
 
 def _platforms(suite: Robustness) -> None:

@@ -7,6 +7,7 @@ import pytest
 from test_tables import cells
 
 from psic_core import charts, limits
+from psic_core.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.cli import main
 from psic_core.limits import LEVELS, run_limits, table
 
@@ -90,6 +91,19 @@ def test_the_figure_shows_the_attacks_asked_for(report: dict):
 def test_a_suite_of_nothing_is_refused(names: list[str], levels: tuple[str, ...], message: str):
     with pytest.raises(ValueError, match=message):
         run_limits(names, "plain-q2", 4, levels=levels)
+
+
+def test_a_runs_model_goes_by_its_folders_name(tmp_path: Path):
+    model = load_checkpoint("psic-q2")
+    paths = [str(tmp_path / run / "model.safetensors") for run in ("one", "two")]
+    for path in paths:
+        save_checkpoint(model, path, publish_secret=True)
+    found = run_limits(paths, "plain-q2", 8, levels=("none",), cost=0.5)
+    assert (found["models"], found["cost"]) == (["one", "two"], 0.5)
+    level = found["rows"][0]["psnr"]
+    assert level["one"] == level["two"]
+    with pytest.raises(ValueError, match="two models of one name"):
+        run_limits([paths[0], paths[0]], "plain-q2", 8)
 
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -116,3 +116,17 @@ def test_a_model_over_another_encoder_is_refused(target: Target):
         plain.backbone.g_a[0].weight.add_(0.1)
     with pytest.raises(ValueError, match="mine has another encoder"):
         Robustness({"mine": model}, plain, SCENES, target)
+
+
+def test_triggers_are_scaled_until_every_shield_costs_the_same(target: Target):
+    suite = Robustness({"mine": load_checkpoint("psic-q2")}, load_checkpoint("plain-q2"), SCENES, target)
+    x = suite.bench.x
+    plain = sum(map(psnr, suite.shown[PLAIN], x)) / len(x)
+    before = plain - sum(map(psnr, suite.shown["mine"], x)) / len(x)
+    for cost in (before / 2, before * 1.3):
+        suite.equalise(cost)
+        assert plain - sum(map(psnr, suite.shown["mine"], x)) / len(x) == pytest.approx(cost, abs=0.02)
+        assert torch.equal(suite.shown["mine"], suite.bench.decode(suite.models["mine"], suite.bench.y_hat))
+    for cost, message in ((0.0, "cost 0.0 dB"), (25.0, "mine: .* not 25.0 dB")):
+        with pytest.raises(ValueError, match=message):
+            suite.equalise(cost)

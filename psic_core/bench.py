@@ -59,10 +59,16 @@ class Bench:
         return torch.cat([model.quantised_latents(pad_to(x, model.factor)) for x in chunks])
 
     @torch.no_grad()
-    def decode(self, model: PSIC, y_hat: Float[Tensor, "n m h w"], full: bool = False) -> Pictures:
-        """Pictures at 8 bits, as `PSIC.decompress` writes them."""
+    def decode(
+        self,
+        model: PSIC,
+        y_hat: Float[Tensor, "n m h w"],
+        full: bool = False,
+        condition: Float[Tensor, " dim"] | None = None,
+    ) -> Pictures:
+        """Pictures at 8 bits, as `PSIC.decompress` writes them: protected, full, or under some other condition."""
         height, width = self.x.shape[-2:]
-        condition = model.full_condition() if full else None
+        condition = model.full_condition() if full else condition
         decoded = (model.eval().synthesize(y, condition)[..., :height, :width] for y in y_hat.split(self.batch))
         return torch.cat([round_to_8_bits(x_hat) for x_hat in decoded])
 

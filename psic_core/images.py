@@ -91,6 +91,21 @@ def to_pil(x: Float[Tensor, "1 3 height width"]) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
+def through_file(
+    x: Float[Tensor, "1 3 height width"], suffix: str, **options: int
+) -> Float[Tensor, "1 3 height width"]:
+    """Saved and opened again by Pillow.
+
+    Args:
+        x: One picture in [0, 1].
+        suffix: ``JPEG`` (4:2:0), ``WEBP`` or ``PNG``.
+        options: Pillow's, such as ``quality``.
+    """
+    buffer = io.BytesIO()
+    to_pil(x).save(buffer, suffix, **options)
+    return to_tensor(Image.open(buffer))
+
+
 def round_to_8_bits(x: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
     """Clamp to [0, 1] and round to k/255 as a saved file would; the gradient of rounding passes straight through."""
     x = x.clamp(0, 1)

@@ -127,17 +127,20 @@ def _rival(suite: Robustness) -> None:
     x = torch.stack([scenes[i].image for i in range(OWN)])
     captions = [scenes.captions(i) for i in range(OWN)]
     y_hat = suite.bench.latents(suite.bench.plain, x)
-    full = _decoded(suite.bench, suite.bench.plain, y_hat)
+    full = suite.bench.decode(suite.bench.plain, y_hat)
     first = next(iter(suite.models.values()))
     for steps in (0, INVERTING):
         changed = {v: stripped(suite.models.get(v, first), shown, steps) for v, shown in suite.shown.items()}
         how = f"inverted in {steps} steps" if steps else "coded again"
         suite.add("rival", f"{how}, triggers left out", changed)
     for name, model in suite.models.items():
-        protected = _decoded(suite.bench, model, y_hat)
+        protected = suite.bench.decode(model, y_hat)
         for (what, steps), reader in zip(PURIFIERS.items(), (None, target), strict=True):
             purifier = train_purifier(protected, full, steps, target=reader)
-            cleaned = {v: round_to_8_bits(_batched(purifier, shown)) for v, shown in suite.shown.items()}
+            cleaned = {
+                v: torch.cat([round_to_8_bits(purifier(p)) for p in shown.split(20)])
+                for v, shown in suite.shown.items()
+            }
             suite.add("rival", f"{what}, made with {name}", cleaned)
         adapted = adapted_heads(target, protected, captions)
         suite.add("rival", f"model's heads trained on {name}", suite.shown, reader=adapted)
@@ -149,7 +152,7 @@ def _stream(suite: Robustness) -> None:
 
     def under(attack: str, chosen: Mapping[str, Float[Tensor, " dim"]]) -> None:
         cosines = {v: float(c @ models[v].full_condition() / c.norm().clamp_min(1e-12)) for v, c in chosen.items()}
-        changed = {v: _decoded(bench, models[v], bench.y_hat, c) for v, c in chosen.items()}
+        changed = {v: bench.decode(models[v], bench.y_hat, condition=c) for v, c in chosen.items()}
         suite.add("stream", attack, changed | {PLAIN: bench.decoded}, cosine=cosines)
 
     for attack, c in (
@@ -174,21 +177,10 @@ def _stream(suite: Robustness) -> None:
         suite.add("stream", f"{what} left out of the program", changed | {PLAIN: bench.decoded})
 
 
-@torch.no_grad()
-def _decoded(bench: Bench, model: PSIC, y_hat: Tensor, condition: Float[Tensor, " dim"] | None = None) -> Pictures:
-    height, width = bench.x.shape[-2:]
-    return _batched(lambda y: round_to_8_bits(model.synthesize(y, condition)[..., :height, :width]), y_hat)
-
-
 def _cut(bench: Bench, model: PSIC, stages: Sequence[int]) -> Pictures:
     height, width = bench.x.shape[-2:]
     shown = (conditions.without_triggers(model, y, stages)[..., :height, :width] for y in bench.y_hat.split(20))
     return torch.cat([round_to_8_bits(x) for x in shown])
-
-
-@torch.no_grad()
-def _batched(change: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    return torch.cat([change(p) for p in pictures.split(20)])
 
 
 # --- tables -----------------------------------------------------------------------------------------

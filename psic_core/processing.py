@@ -1,39 +1,22 @@
 """What happens to a published picture: platforms, screens and tools. Real files and filters, on 8-bit pictures."""
 
-import io
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from scipy.ndimage import median_filter
 from skimage.restoration import denoise_bilateral, denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, resize
 
 from psic_core.codec import PSIC
-from psic_core.images import round_to_8_bits, to_pil, to_tensor
+from psic_core.images import round_to_8_bits, through_file
 
 Picture = Float[Tensor, "1 3 height width"]
 Processed = Float[Tensor, "1 3 new_height new_width"]  # of any size
 Processing = Callable[[Picture], Processed]
-
-
-def through_file(suffix: str, **options: int) -> Processing:
-    """Saved and opened again by Pillow.
-
-    Args:
-        suffix: ``JPEG`` (4:2:0), ``WEBP`` or ``PNG``.
-        options: Pillow's, such as ``quality``.
-    """
-
-    def process(x: Picture) -> Processed:
-        buffer = io.BytesIO()
-        to_pil(x).save(buffer, suffix, **options)
-        return to_tensor(Image.open(buffer))
-
-    return process
 
 
 def rescaled(share: float, back: bool = True) -> Processing:
@@ -50,7 +33,7 @@ def rescaled(share: float, back: bool = True) -> Processing:
 def screenshot(x: Picture) -> Processed:
     """Shown at 125 %, bilinear, as a display does it, photographed off by a few pixels, saved as JPEG 90."""
     shown = round_to_8_bits(resize(x, [round(side * 1.25) for side in x.shape[-2:]], 2, antialias=True))
-    return through_file("JPEG", quality=90)(shown[..., 3:-2, 2:-3])
+    return through_file(shown[..., 3:-2, 2:-3], "JPEG", quality=90)
 
 
 def cropped(share: float) -> Processing:
@@ -106,9 +89,9 @@ def recoded(codec: PSIC) -> Processing:
 
 #: What platforms, screens and people do without a thought of the shield.
 PLATFORMS: Mapping[str, Processing] = {
-    "PNG": through_file("PNG"),
-    **{f"JPEG {q}": through_file("JPEG", quality=q) for q in (95, 85, 75, 50, 30)},
-    **{f"WebP {q}": through_file("WEBP", quality=q) for q in (80, 50)},
+    "PNG": partial(through_file, suffix="PNG"),
+    **{f"JPEG {q}": partial(through_file, suffix="JPEG", quality=q) for q in (95, 85, 75, 50, 30)},
+    **{f"WebP {q}": partial(through_file, suffix="WEBP", quality=q) for q in (80, 50)},
     "half size and back": rescaled(0.5),
     "three quarters, stays small": rescaled(0.75, back=False),
     "screenshot": screenshot,

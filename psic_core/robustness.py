@@ -9,17 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from psic_core.bench import TASKS, Bench
+from psic_core.bench import TASKS, Bench, Pictures
 from psic_core.codec import PSIC
 from psic_core.eval_sets import EvalSet
 from psic_core.grafts import scale_triggers
 from psic_core.metrics import Flips, count_flips, flip_rate, psnr
 from psic_core.processing import Processing
+from psic_core.reading import Texts
 from psic_core.targets import Target
 from psic_core.tasks import task_results
 from psic_core.versions import jpeg_at
 
-Pictures = Float[Tensor, "n 3 height width"]
 PLAIN = "backbone"  # the version that nulls are measured on, as `tasks` calls the plain codec's
 
 
@@ -61,10 +61,11 @@ class Robustness:
         """
         if cost <= 0:
             raise ValueError(f"cost {cost} dB: protection costs something; give a number above 0")
+        plain = self._psnr({PLAIN: self.shown[PLAIN]})[PLAIN]
         for name, model in self.models.items():
             low, high, strength = 0.0, 4.0, 1.0
             for _ in range(12):
-                spent = self._psnr(self.shown)[PLAIN] - self._psnr({name: self.shown[name]})[name]
+                spent = plain - self._psnr({name: self.shown[name]})[name]
                 if abs(spent - cost) < tolerance:
                     break
                 low, high = (strength, high) if spent < cost else (low, strength)
@@ -111,10 +112,10 @@ class Robustness:
             tasks; ``psnr[version]`` in dB to the originals, where the size is still theirs.
         """
         bench = bench or self.bench
-        after = bench.aimed_at(reader) if reader else bench
+        target, texts = (reader, Texts(reader)) if reader else (bench.target, bench.texts)
         before = task_results({PLAIN: bench.read}, bench.data, bench.texts)
-        seen = {v: after.target.encode_images(pictures).cpu() for v, pictures in changed.items()}
-        correct = task_results(seen, bench.data, after.texts)
+        seen = {v: target.encode_images(pictures).cpu() for v, pictures in changed.items()}
+        correct = task_results(seen, bench.data, texts)
         rates = {}
         for version in changed:
             flips = {

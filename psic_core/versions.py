@@ -1,17 +1,15 @@
 """Every version of a picture that is compared: decoded from real files, rounded to 8 bits, with its nulls."""
 
-import io
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from psic_core import bitstream, keys
 from psic_core.codec import PSIC
-from psic_core.images import round_to_8_bits, to_pil, to_tensor
+from psic_core.images import round_to_8_bits, through_file
 from psic_core.metrics import psnr
 
 #: `original` apart, all are what a person could have saved. `jpeg` and `noise` are nulls at the protected
@@ -73,9 +71,7 @@ def jpeg_at(x: Float[Tensor, "1 3 height width"], level: float) -> Float[Tensor,
 
 def jpeg(x: Float[Tensor, "1 3 height width"], quality: int) -> Float[Tensor, "1 3 height width"]:
     """Through a real JPEG file (Pillow, 4:2:0)."""
-    buffer = io.BytesIO()
-    to_pil(x).save(buffer, "JPEG", quality=quality)
-    return to_tensor(Image.open(buffer))
+    return through_file(x, "JPEG", quality=quality)
 
 
 def noise_at(

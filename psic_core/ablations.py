@@ -64,6 +64,7 @@ VARIANTS = {
     "eot": Variant("the model sees every picture as a platform hands it on", {"eot": 1.0}),
     "recode": Variant("likewise, the plain codec among the platforms", {"eot": 1.0, "recode": True}),
     "ensemble": Variant("two models are attacked as one", target="lite-clip+lite1-clip"),
+    "purifier": Variant("half of the pictures go through a rival's purifier that learns along", {"purifier": 0.5}),
     "negatives": Variant("half of the wrong keys are sought near the key", {"negatives": 0.5, "searched": 3}),
     "hardened": Variant("recode and ensemble together", {"eot": 1.0, "recode": True}, target="lite-clip+lite1-clip"),
     "stage-one": Variant(

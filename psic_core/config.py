@@ -100,6 +100,7 @@ class TrainConfig:
     moves: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on: `expectation`
     recode: bool = False  # with `eot`: the codec without its triggers is among what happens to pictures
+    purifier: float = 0.0  # share of them that goes through a rival's purifier instead, which learns beside the model
     questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # decision 8
@@ -134,6 +135,8 @@ class TrainConfig:
             raise ValueError(f"eot is {self.eot}; it is a share of the pictures, from 0 to 1")
         if self.recode and not self.eot:
             raise ValueError("recode is one of eot's transformations; set eot above 0")
+        if not 0 <= self.purifier <= 1:
+            raise ValueError(f"purifier is {self.purifier}; it is a share of the pictures, from 0 to 1")
         if self.questions and self.objective in ("naive", "authors"):
             raise ValueError(f"questions {self.questions} go with targets; objective {self.objective!r} has none")
         if self.schedule == "mixed" and self.moves == "triggers":

@@ -16,14 +16,13 @@ from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.datasets.phrases import ATTRIBUTES
 from psic_core.datasets.streaming import Shards
-from psic_core.expectation import process
 from psic_core.files import whole
+from psic_core.handed_on import HandedOn
 from psic_core.images import round_to_8_bits
 from psic_core.learned import freeze, learned, whose_turn
 from psic_core.logs import write_log
 from psic_core.objectives import RateDistortion, masked_mse, rate_distortion_loss
 from psic_core.pairs import Pairs
-from psic_core.pgd import coded
 from psic_core.processes import Processes, started
 from psic_core.streams import Streamed
 from psic_core.targets import Target
@@ -83,6 +82,7 @@ class Trainer:
         self.optimisers = {name: self.accelerator.prepare(o) for name, o in optimisers.items()}
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles") and p.requires_grad]
         self.aux = torch.optim.Adam(quantiles, AUX_LEARNING_RATE) if quantiles else None
+        self.handed_on = HandedOn(model, config, self.processes)
         self.target = target.to(self.accelerator.device) if target is not None else None
         if isinstance(pairs, Shards):
             self.source = Streamed(pairs, config, self._unwrapped, self.target, self.processes)
@@ -172,7 +172,8 @@ class Trainer:
             out = self.model(batch.x, self.wrong_conditions(batch), y_hat=y_hat)
         x_hat = batch.cut(out["x_hat"])
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
-        features = self.processes.gather(self._read(self._handed_on(x_hat, batch)))
+        shown, more = self.handed_on(x_hat, batch, out["y_hat"])
+        features = self.processes.gather(self._read(shown))
         attack, row = attack_loss(features, self.source.pool(batch), config, batch.rng, self.answers)
         if self.step % 20 == 1:  # decision 6: both terms, and what each of them pulls with
             row["pull_uc"] = self._pull(config.lmbda * config.gamma * attack, x_hat)
@@ -182,7 +183,7 @@ class Trainer:
             seen = masked_mse(x_hat, batch.x)
             loss = loss + config.lmbda * config.masking * 255**2 * seen
             row["psnr_masked"] = float(-10 * torch.log10(*self.processes.means(seen)))
-        return loss, row | self._row(loss, rd)
+        return loss, row | more | self._row(loss, rd)
 
     def _row(self, loss: Float[Tensor, ""], rd: RateDistortion) -> dict[str, float]:
         """What the log has of every step, for the whole batch."""
@@ -201,14 +202,6 @@ class Trainer:
         saved = round_to_8_bits(x_hat)
         with torch.autocast(saved.device.type, torch.bfloat16, enabled=self.config.amp):
             return self.target.encode_image(saved)
-
-    def _handed_on(self, x_hat: Float[Tensor, "own 3 h w"], batch: Batch) -> Float[Tensor, "own 3 h w"]:
-        """The protected pictures as the target comes by them."""
-        if not self.config.eot:
-            return x_hat
-        seeds = torch.randint(2**62, (len(batch.index) * self.processes.count,), generator=batch.rng)
-        recode = coded(self._unwrapped) if self.config.recode else None
-        return process(x_hat, self.config.eot, self.processes.own(seeds), recode)
 
     def wrong_conditions(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """What must decode protected, one for each picture of the batch."""
@@ -253,6 +246,7 @@ class Trainer:
             "optimisers": {k: o.optimizer.state_dict() for k, o in self.optimisers.items()},
             "aux": self.aux.state_dict() if self.aux else None,
             "source": source,
+            "handed_on": self.handed_on.state(),
         }
         with whole(self.out / "resume.pt") as partial:
             torch.save(state, partial)
@@ -273,6 +267,7 @@ class Trainer:
         if self.aux:
             self.aux.load_state_dict(state["aux"])
         self.source.load(state.get("source", {}))
+        self.handed_on.load(state.get("handed_on", {}))
         self.step, self.seconds = state["step"], state["seconds"]
 
     # --- inside -----------------------------------------------------------------------------------------

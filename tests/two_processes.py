@@ -32,6 +32,7 @@ RUNS = {
     "two-authors": TrainConfig("two", 2, **ROUGH, objective="authors"),
     "two-random": TrainConfig("two", 2, **ROUGH, objective="random_target"),
     "two-hardened": TrainConfig("two", 3, **ROUGH, eot=0.8, recode=True, negatives=0.5, searched=1),
+    "two-purified": TrainConfig("two", 3, **ROUGH, purifier=0.5),
     "one-context": TrainConfig("one", 2, **ROUGH, moves="codec"),
 }
 STREAMED = {

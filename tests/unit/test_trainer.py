@@ -108,14 +108,17 @@ def test_a_run_that_was_killed_goes_on_from_its_last_state(
     assert differences(weights(whole), weights(model)) == set()
 
 
-@pytest.mark.parametrize("stage", ["one", "two"])
-def test_the_state_on_disk_is_enough_to_go_on(stage: str, target: Target, pairs: Pairs, tmp_path: Path):
-    """Whatever weights the resuming process starts from, they are replaced: the cached latents too."""
+@pytest.mark.parametrize(("stage", "options"), [("one", {}), ("two", {}), ("two", {"purifier": 0.5, "eot": 0.5})])
+def test_the_state_on_disk_is_enough_to_go_on(
+    stage: str, options: dict[str, float], target: Target, pairs: Pairs, tmp_path: Path
+):
+    """Whatever weights the resuming process starts from, they are replaced: the cached latents too, and the rival."""
+    config = fast(stage, **options)
     whole = lively()
-    Trainer(whole, pairs, fast(stage), target).fit()
-    Trainer(lively(), pairs, fast(stage), target, tmp_path).fit(3)
+    Trainer(whole, pairs, config, target).fit()
+    Trainer(lively(), pairs, config, target, tmp_path).fit(3)
     other = lively(seed=9)
-    Trainer(other, pairs, fast(stage), target, tmp_path).fit()
+    Trainer(other, pairs, config, target, tmp_path).fit()
     assert differences(weights(whole), weights(other)) == set()
 
 

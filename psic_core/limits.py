@@ -40,6 +40,8 @@ SUMMARY = (
     "purifier, made with psic-q2", "model's heads trained on psic-q2", "model's heads trained on psic-hardened-q2",
     "a wrong key", "search for confidence", "search for agreement of the stages", "the triggers' equations, solved",
 )  # fmt: skip
+#: What the table of ways to train has a column for.
+OPTIONS = ("as published", "read by lite2-clip", "JPEG 75", "half size and back", "coded again, plain")
 UNSEEN = ("lite1-clip", "lite2-clip")
 OWN = 300  # pictures that a rival protects himself, of the training scenes
 FEW = 2  # files that a search for a condition looks at
@@ -201,6 +203,24 @@ def table(report: Mapping[str, Any], tasks: bool = False) -> str:
             rows.append([f"**{LEVELS[level]}**", *[""] * (len(head) - 1)])
         rates = [row["null"], *(row["asr"][m] for m in report["models"])]
         rows.append([row["attack"], *(_tasks(r) if tasks else _interval(r["mean"]) for r in rates)])
+    return markdown(head, rows)
+
+
+def options_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each way of training, points of `psic ablate`, at one cost.
+
+    Args:
+        reports: From `run_limits` with ``cost``; a later one may know of more attacks, of some of the models.
+    """
+    found = {(m, row["attack"]): rates["mean"] for r in reports for row in r["rows"] for m, rates in row["asr"].items()}
+    platforms = [row["attack"] for row in reports[0]["rows"] if row["level"] == "platforms"]
+    head = ["trained with", *OPTIONS, "all platforms, mean", "purifier, made with itself"]
+    rows = []
+    for model in reports[0]["models"]:
+        cells = [_interval(found[model, a]) for a in OPTIONS]
+        cells.append(f"{100 * sum(found[model, a]['value'] for a in platforms) / len(platforms):.1f}")
+        own = found.get((model, f"purifier, made with {model}"))
+        rows.append([f"`{model}`", *cells, _interval(own) if own else "–"])
     return markdown(head, rows)
 
 

@@ -160,6 +160,16 @@ def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     return markdown(head, rows)
 
 
+def shields_captions_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a captioner says under several shields of one rate, by name: CIDEr in percent, and how much is lost."""
+    head, rows = ["shield", "CIDEr, plain codec", "protected", "lost", "lost to JPEG at this PSNR"], []
+    for name, report in found.items():
+        scores = (_percent(report["scores"][v]["cider"]) for v in ("backbone", "protected"))
+        lost = ((e["value"], e["ci95"]) for e in (report["cider_loss"][v] for v in ("protected", "jpeg")))
+        rows.append([f"`{name}`", *scores, *(f"{_percent(v)} [{_percent(a)}, {_percent(b)}]" for v, (a, b) in lost)])
+    return markdown(head, rows)
+
+
 def rd_table(report: Mapping[str, Any]) -> str:
     """Kodak at native size beside CompressAI's published figures, read off at our rates."""
     head, rows = ["rate", "bpp", "plain = full", "protected", "MS-SSIM plain", "protected"], []

@@ -76,6 +76,24 @@ def test_the_table_has_a_row_an_attack_under_its_level(report: dict):
     assert by_task[2].split(" / ")[0] == f"{100 * published['t2i']['value']:.0f}"
 
 
+def test_ways_to_train_stand_side_by_side(report: dict):
+    """The second report knows what the first has not measured; a model without its own purifier has a dash."""
+    models = {"models": ["psic-q2", "other"]}
+    twice = [r | {"asr": r["asr"] | {"other": r["asr"]["psic-q2"]}} for r in report["rows"] if r["level"] != "rival"]
+    first, second = report | models | {"rows": twice}, report
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "OPTIONS", ("as published", "PNG"))
+        one, other = (cells(line) for line in limits.options_table([first, second]).splitlines()[2:])
+    assert [one[0], other[0]] == ["`psic-q2`", "`other`"]
+    assert one[1:4] == other[1:4]
+    attacks = [a for a in dict.fromkeys(r["attack"] for r in report["rows"] if r["level"] == "platforms")]
+    mean = sum(rates(report, a)[0]["mean"]["value"] for a in attacks) / len(attacks)
+    assert one[3] == f"{100 * mean:.1f}"
+    purified = rates(report, "purifier, made with psic-q2")[0]["mean"]["value"]
+    assert one[4].startswith(f"{100 * purified:.1f} [")
+    assert other[4] == "–"
+
+
 def test_the_figure_shows_the_attacks_asked_for(report: dict):
     figure = charts.limits(report, ["PNG", "as published"])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["as published", "PNG"]

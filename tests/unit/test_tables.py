@@ -133,6 +133,14 @@ def test_captions_by_version():
     assert "SPICE" in tables.captions_table({1: captioned(0.4, 0.1)}).splitlines()[0]
 
 
+def test_what_shields_do_to_a_captioner():
+    report = captioned(0.4, None)
+    report["scores"] = {v: {"cider": 0.4} for v in ("backbone", "protected")}
+    report["cider_loss"] = {v: {"value": k, "ci95": [k / 2, 1.5 * k]} for v, k in (("protected", 0.4), ("jpeg", -0.02))}
+    (row,) = tables.shields_captions_table({"one": report}).splitlines()[2:]
+    assert cells(row) == ["`one`", "40.0", "40.0", "40.0 [20.0, 60.0]", "-2.0 [-1.0, -3.0]"]
+
+
 # --- charts -----------------------------------------------------------------------------------------
 
 

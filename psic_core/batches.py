@@ -14,9 +14,6 @@ from psic_core.config import TrainConfig
 from psic_core.pairs import Pairs, Pool
 from psic_core.processes import Processes
 
-LATENT = 16  # pixels a latent, in all of CompressAI's architectures
-CONTEXT = 4  # latents around a crop that its pixels depend on, through four stages and their blocks
-
 
 class Batch(NamedTuple):
     """What one step sees."""
@@ -53,17 +50,18 @@ class CachedLatents:
     def __init__(self, model: PSIC, pairs: Pairs, device: torch.device, chunk: int = 16, quiet: bool = False) -> None:
         height, width = pairs.pictures.shape[-2:]
         multiple, parts, starts = model.factor, [], []
+        self.cell, self.context = model.coder.cell, _context(model)
         down, right = -height % multiple, -width % multiple
         chunks = pairs.pictures.split(chunk)
         for k, pictures in enumerate(tqdm(chunks, desc="latents", leave=False, disable=quiet)):
-            top, left = (LATENT * (n // LATENT) * (k >> bit & 1) for bit, n in enumerate((down, right)))
+            top, left = (self.cell * (n // self.cell) * (k >> bit & 1) for bit, n in enumerate((down, right)))
             x = functional.pad(
                 pictures.to(device).float() / 255, (left, right - left, top, down - top), mode="replicate"
             )
             y_hat = model.quantised_latents(x).cpu()
             whole = torch.equal(y_hat, y_hat.round()) and y_hat.abs().max() < 2**15
             parts.append(y_hat.to(torch.int16) if whole else y_hat)
-            starts += [(top // LATENT, left // LATENT)] * len(pictures)
+            starts += [(top // self.cell, left // self.cell)] * len(pictures)
         self.y_hat = torch.cat(parts)
         self.starts = starts  # of each picture in its padded latents
 
@@ -80,13 +78,21 @@ class CachedLatents:
         """
         cut, corners = [], []
         height, width = self.y_hat.shape[-2:]
-        n, m = (min(side + 2 * CONTEXT, size) for size in (height, width))
+        n, m = (min(side + 2 * self.context, size) for size in (height, width))
         for i in index.tolist():
             t, e = (a + b for a, b in zip(self.starts[i], (top, left), strict=True))
-            t0, e0 = max(0, min(t - CONTEXT, height - n)), max(0, min(e - CONTEXT, width - m))
+            t0, e0 = max(0, min(t - self.context, height - n)), max(0, min(e - self.context, width - m))
             cut.append(self.y_hat[i, :, t0 : t0 + n, e0 : e0 + m])
-            corners.append((LATENT * (t - t0), LATENT * (e - e0)))
+            corners.append((self.cell * (t - t0), self.cell * (e - e0)))
         return torch.stack(cut).float(), tuple(corners)
+
+
+def _context(model: PSIC) -> int:
+    """Latents around a crop that its pixels depend on; where that is beyond measure, more than any picture has."""
+    try:
+        return model.context
+    except ValueError:
+        return 2**16
 
 
 def indices(step: int, pairs: int, config: TrainConfig) -> Int64[Tensor, " batch"]:
@@ -107,7 +113,7 @@ def draw(
 ) -> Batch:
     """One batch: a common random crop of the pictures, mirrored at random where they are encoded anew."""
     x = pairs.pictures[index]
-    grid = LATENT if latents is not None else 1
+    grid = latents.cell if latents is not None else 1
     top, left = (
         int(torch.randint((side - config.crop) // grid + 1, (), generator=rng)) * grid for side in x.shape[-2:]
     )

@@ -1,6 +1,7 @@
 """PSIC: any CompressAI image model with conditional synthesis. One stream, two pictures."""
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,7 +38,6 @@ class PSIC(nn.Module):
         self.config = config
         self.secret = secret
         self.kind = "psic"
-        self._context: int | None = None  # latents that g_s looks around, once measured
         anatomy = dissect(backbone)
         try:
             stages, channels = split_stages(anatomy.synthesis, anatomy.y_hat)
@@ -266,15 +266,22 @@ class PSIC(nn.Module):
         """Synthesise under a condition, clamp to [0, 1] and crop to the picture's size; ``tile`` as for `compress`."""
         cell, tile = self.coder.cell, tiles.tile_for(stream.height, stream.width, tile)
         if tile and max(y_hat.shape[-2:]) * cell > tile:
-            if self._context is None:
-                beta = torch.zeros(1, self.config.dim)
-                self._context = tiles.reach(lambda y: self.g_s(y, beta), y_hat.shape[1], 1)
             x_hat = tiles.tiled(
-                lambda y: self.synthesize(y, condition), y_hat, (1, cell), -(-tile // cell), self._context, "decoding"
+                lambda y: self.synthesize(y, condition), y_hat, (1, cell), -(-tile // cell), self.context, "decoding"
             )
         else:
             x_hat = self.synthesize(y_hat, condition)
         return x_hat[..., : stream.height, : stream.width].clamp(0, 1)
+
+    @cached_property
+    def context(self) -> int:
+        """How many latents away a latent changes a picture's pixels, whatever the condition; measured once.
+
+        Raises:
+            ValueError: More than `tiles.reach` looks for.
+        """
+        beta = next(self.parameters()).new_zeros(1, self.config.dim)
+        return tiles.reach(lambda y: self.g_s(y, beta), self.g_s.channels[0], 1, beta.device)
 
     def condition_of(self, stream: Stream, keyword: str | None) -> Float[Tensor, " dim"] | None:
         """What a keyword means for a file: a slot's secret, else the words as the owner's passphrase."""

@@ -32,13 +32,14 @@ class Window(NamedTuple):
     end: int
 
 
-def reach(transform: Transform, channels: int, cell: int) -> int:
+def reach(transform: Transform, channels: int, cell: int, device: torch.device | None = None) -> int:
     """How many cells away an input can change an output, measured: NaN in one cell spreads to whatever reads it.
 
     Args:
         transform: From pixels to latents or back.
         channels: Of its input.
         cell: Side in input samples of a cell: 16 for ``g_a`` of most codecs, 1 for ``g_s``.
+        device: Where the transform is.
 
     Raises:
         ValueError: An output depends on more than 32 cells around it.
@@ -46,7 +47,7 @@ def reach(transform: Transform, channels: int, cell: int) -> int:
     radius = 4
     while radius <= _WIDEST:
         side = 2 * radius + 1
-        x = torch.zeros(1, channels, side * cell, side * cell)
+        x = torch.zeros(1, channels, side * cell, side * cell, device=device)
         x[..., radius * cell : (radius + 1) * cell, radius * cell : (radius + 1) * cell] = torch.nan
         with torch.no_grad():
             out = transform(x).isnan()[0].any(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.attack import attack_loss, pull, training_conditions
-from psic_core.batches import LATENT, Batch, CachedLatents, InMemory
+from psic_core.batches import Batch, CachedLatents, InMemory
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.datasets.phrases import ATTRIBUTES
@@ -286,7 +286,7 @@ class Trainer:
         shape = (pairs.size, pairs.size) if streamed else tuple(pairs.pictures.shape[-2:])
         if config.crop > min(shape):
             raise ValueError(f"crop {config.crop} exceeds the pictures' {shape}")
-        grid = LATENT if config.stage == "two" else model.factor
+        grid = model.coder.cell if config.stage == "two" else model.factor
         if config.crop % grid:
             raise ValueError(f"crop {config.crop} is no multiple of {grid}, the latents' grid in stage {config.stage}")
         if not streamed and len(pairs) < config.batch_size:

@@ -63,7 +63,7 @@ def test_context_is_needed(monkeypatch: pytest.MonkeyPatch):
     """The test above can fail."""
     ours = awaken(copy.deepcopy(fresh("bmshj2018-hyperprior")), scale=1)
     file = ours.compress(picture(300, 300))
-    ours._context = 0
+    ours.context = 0
     seams = ours.decompress_tensor(file, tile=64) - ours.decompress_tensor(file, tile=0)
     assert seams.abs().max() > 1e-2
 
@@ -81,7 +81,7 @@ def test_large_pictures_are_tiled_of_themselves(monkeypatch: pytest.MonkeyPatch)
     assert max(max(shape) for shape in seen) == 64 + 2 * 16 * ours.coder.context
     shown: list[torch.Size] = []
     ours.g_s.stages[0].register_forward_hook(lambda module, inputs, y: shown.append(inputs[0].shape[-2:]))
-    ours._context = 4
+    ours.context = 4
     assert ours.decompress(file).size == (300, 101)
     assert len(shown) == 2 * 5
 

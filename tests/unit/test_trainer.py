@@ -46,9 +46,9 @@ def tiny(kind: str = "psic", seed: int = 0, config: CodecConfig = TINY) -> PSIC:
     return model
 
 
-def lively(seed: int = 0) -> PSIC:
+def lively(seed: int = 0, config: CodecConfig = TINY) -> PSIC:
     """A PSIC whose triggers already answer and whose latents are not all zero."""
-    model = tiny(seed=seed)
+    model = tiny(seed=seed, config=config)
     with torch.no_grad():
         model.backbone.g_a[-1].weight.mul_(20)
     return awaken(model, seed=seed)
@@ -403,6 +403,20 @@ def test_latents_that_are_no_whole_numbers_are_cached_as_they_are(target: Target
     stream = bitstream.unpack(model.compress(pairs.pictures[2:3] / 255))
     assert run.latents.y_hat.is_floating_point()
     assert torch.allclose(run.latents.y_hat[2:3], model.latents(stream), atol=1e-4)
+
+
+def test_a_decoder_that_looks_far_has_its_crops_in_more_latents():
+    """Ten around each in this one, four in the hyperprior's."""
+    model = lively(config=replace(TINY, architecture="cheng2020-anchor", n=12))
+    wide = Pairs(torch.randint(256, (2, 3, 336, 336), dtype=torch.uint8), [("a",), ("b",)])
+    latents = CachedLatents(model, wide, torch.device("cpu"))
+    assert latents.context == model.context > 4
+    y_hat, ((top, left),) = latents.window(torch.tensor([1]), 10, 10, 1)
+    assert y_hat.shape[-1] < latents.y_hat.shape[-1]
+    with torch.no_grad():
+        cut = model.synthesize(y_hat)[0, :, top : top + 16, left : left + 16]
+        whole = model.synthesize(latents.y_hat[1:].float())[0, :, 160:176, 160:176]
+    assert torch.allclose(cut, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("crop", [32, 64, 96])

@@ -50,6 +50,7 @@ VARIANTS = {
     "after-y": Variant("one trigger, after y_hat", codec={"injections": 1}),
     "after-y-additive": Variant("likewise, a constant only", codec={"injections": 1, "residual": 0}),
     "slim": Variant("residual blocks a quarter as wide", codec={"residual": 8}),
+    "wide": Variant("residual blocks twice as wide, as far as the features have channels", codec={"residual": 64}),
     "moved": Variant("the attack trains the whole decoder", _CODEC, {"anchored": False}),
     "moved-sessions": Variant(
         "likewise, the objectives alternate by half epochs", _CODEC | {"schedule": "sessions"}, {"anchored": False}

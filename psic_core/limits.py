@@ -214,14 +214,15 @@ def options_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """
     found = {(m, row["attack"]): rates["mean"] for r in reports for row in r["rows"] for m, rates in row["asr"].items()}
     platforms = [row["attack"] for row in reports[0]["rows"] if row["level"] == "platforms"]
-    head = ["trained with", *OPTIONS, "all platforms, mean", "purifier, made with itself"]
+    own = {"its own purifier": "purifier, made with {}", "a search for smoothness": "search for smoothness"}
+    own = {title: a for title, a in own.items() if any((m, a.format(m)) in found for m in reports[0]["models"])}
     rows = []
     for model in reports[0]["models"]:
         cells = [_interval(found[model, a]) for a in OPTIONS]
         cells.append(f"{100 * sum(found[model, a]['value'] for a in platforms) / len(platforms):.1f}")
-        own = found.get((model, f"purifier, made with {model}"))
-        rows.append([f"`{model}`", *cells, _interval(own) if own else "–"])
-    return markdown(head, rows)
+        measured = (found.get((model, attack.format(model))) for attack in own.values())
+        rows.append([f"`{model}`", *cells, *(_interval(e) if e else "–" for e in measured)])
+    return markdown(["trained with", *OPTIONS, "all platforms, mean", *own], rows)
 
 
 def _interval(e: Mapping[str, Any]) -> str:

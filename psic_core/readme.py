@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from psic_core import charts, codec_table, comparison_tables, figures, limits, scaling, tables
 from psic_core.ablations import VARIANTS
@@ -66,6 +67,8 @@ def pages() -> dict[Path, dict[str, str]]:
     found = tables.reports(results)
     points = read_points(results / "points.jsonl")
     attacked = json.loads((results / "limits.json").read_text())
+    shields = {"psic-q2": "captions-q2-flickr8k", "psic-hardened-q2": "hardened-captions"}
+    captioned = dict(zip(shields, _loaded(results, *shields.values()), strict=True))
     names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
     others = {p.stem[6:-7]: json.loads(p.read_text()) for p in sorted(results.glob("other-*-scenes.json"))}
     return {
@@ -87,6 +90,10 @@ def pages() -> dict[Path, dict[str, str]]:
             "scaling": scaling.table(json.loads((results / "scaling.json").read_text())),
             "codecs": codec_table.table(json.loads((results / "codecs.json").read_text())),
             "others": tables.others_table(others),
+            "limits-captions": tables.shields_captions_table(captioned),
+            "hardening": limits.options_table(_loaded(results, "hardening", "hardening-rival", "hardening-stream")),
+            "hardening-fresh": limits.options_table(_loaded(results, "hardening-fresh", "hardening-fresh-rival")),
+            "rivals": limits.table(*_loaded(results, "hardening-fresh-rival")),
             "limits": limits.table(attacked),
             "limits-tasks": limits.table(attacked, tasks=True),
             "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),
@@ -96,6 +103,10 @@ def pages() -> dict[Path, dict[str, str]]:
         },
         cards / "README.md": {"history": tables.history_table(names)},
     }
+
+
+def _loaded(folder: Path, *names: str) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
 
 
 def make_pictures() -> None:

@@ -92,6 +92,7 @@ def test_ways_to_train_stand_side_by_side(report: dict):
     purified = rates(report, "purifier, made with psic-q2")[0]["mean"]["value"]
     assert one[4].startswith(f"{100 * purified:.1f} [")
     assert other[4] == "–"
+    assert one[5] == other[5] == limits._interval(rates(report, "search for smoothness")[0]["mean"])
 
 
 def test_the_figure_shows_the_attacks_asked_for(report: dict):

@@ -3,6 +3,8 @@
 """
 
 import argparse
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -141,11 +143,12 @@ def _training_options(p: argparse.ArgumentParser) -> None:
                    help="read one shards:PATTERN as a stream, yes or no (default: above 2 GB)")  # fmt: skip
     p.add_argument("--workers", type=int, help="processes that read the stream, beside each training process (2)")
     p.add_argument("--half", action="store_true", help="store the finished checkpoint as float16")
-    for f in _train_fields():
+    config, said = _train_config()
+    for f in fields(config):
         options = (
             {"choices": get_args(f.type)} if get_args(f.type) else {"type": _yes_or_no if f.type is bool else f.type}
         )
-        p.add_argument("--" + f.name.replace("_", "-"), help=f"default {f.default}", **options)
+        p.add_argument("--" + f.name.replace("_", "-"), help=f"{said[f.name]} (default {f.default})", **options)
 
 
 def _yes_or_no(word: str) -> bool:
@@ -154,7 +157,10 @@ def _yes_or_no(word: str) -> bool:
     return word.lower() in ("yes", "true")
 
 
-def _train_fields() -> tuple[Any, ...]:
+def _train_config() -> tuple[type, dict[str, str]]:
+    """The options' class, and what its source says beside each field: their only description."""
     from psic_core.config import TrainConfig
 
-    return fields(TrainConfig)
+    source = inspect.getsource(TrainConfig)
+    said = re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE)
+    return TrainConfig, {name: comment.replace("%", "%%") for name, comment in said}

@@ -85,39 +85,39 @@ class TrainConfig:
         protected  lmbda * (255^2 * mu * MSE(x_hat_e, x) + gamma * L_UC) + R     S1-2, S2-2 without R
     """
 
-    stage: Stage = "plain"
-    steps: int = 1000
+    stage: Stage = "plain"  # the backbone alone, or the paper's stage 1 or 2
+    steps: int = 1000  # of an optimiser, one batch each
     batch_size: int = 8  # of all processes together
     crop: int = 128  # pixels, a multiple of 16 in stage two (windows of the cached latents)
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # Adam's, after the warm-up
     final_learning_rate: float = 1e-5  # the cosine schedule's end
     trigger_rate: float = 5.0  # the triggers' learning rate, as a multiple: they start from zero
     warmup: int = 50  # steps of linear warm-up
-    lmbda: float = 0.0035  # CompressAI's quality 2
+    lmbda: float = 0.0035  # weight of the distortion against the rate; 0.0035 is CompressAI's quality 2
     gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, far too weak (decision 6)
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2 (decision 7)
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     moves: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on: `expectation`
     recode: bool = False  # with `eot`: the codec without its triggers is among what happens to pictures
-    purifier: float = 0.0  # share of them that goes through a rival's purifier instead, which learns beside the model
+    purifier: float = 0.0  # share that goes through a rival's purifier instead, who learns beside the model
     questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
-    schedule: Schedule = "alternate"  # decision 8
+    schedule: Schedule = "alternate"  # whose turn a step is: one each, by half epochs, or both (decision 8)
     s: float = 0.07  # temperature of Eq. 5 and Eq. 9
-    tau: float = 1.0  # Eq. 5
+    tau: float = 1.0  # the other temperature of Eq. 5
     pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size
-    direction: Literal["i2t", "both"] = "i2t"  # Eq. 9 is i2t
+    direction: Literal["i2t", "both"] = "i2t"  # of the cross-entropy; Eq. 9 is i2t
     preset: Preset = "none"  # of Eq. 5's two temperatures, `evidence.PRESETS`; none: s and tau
     row_only: bool = False  # Eq. 6 without the captions' side
     center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
-    objective: Objective = "uaeo"  # `attack.attack_loss` says what each is
+    objective: Objective = "uaeo"  # Eq. 9, or another: `attack.attack_loss` says what each is
     negatives: float = 0.0  # share of the wrong directions that are drawn near the key's, 15 to 75 degrees away
     searched: int = 0  # gradient steps that each of them then takes towards decoding like the key
-    clip_grad: float = 1.0
+    clip_grad: float = 1.0  # longest gradient
     amp: bool = False  # the target in bfloat16, on a GPU; the codec stays float32, as a decoder's arithmetic is
-    seed: int = 0
-    save_every: int = 250
+    seed: int = 0  # of everything that is drawn
+    save_every: int = 250  # steps between states to resume from
 
     def __post_init__(self) -> None:
         """Refuse what would train nothing or crash late."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -379,3 +380,6 @@ def test_the_module_runs_and_helps_without_waiting_for_pytorch():
     assert ran.returncode == 0
     for option in ("--stage {plain,one,two}", "--gamma", "--lmbda", "--save-every"):
         assert option in ran.stdout
+    words = " ".join(ran.stdout.split())
+    assert "--eot EOT share of protected pictures" in words
+    assert not re.search(r"[A-Z}] \(default", words)  # every option says what it is

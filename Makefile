@@ -65,6 +65,8 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
 	$(PSIC) rd --dataset flickr8k-dev --limit 200 --json data/results/rd-flickr8k-dev.json
 	$(PSIC) limits --json data/results/limits.json
+	$(PSIC) captions --checkpoint psic-hardened-q2 --plain plain-q2 --dataset flickr8k --limit 500 --cache build/passes \
+	  --json data/results/hardened-captions.json
 	$(RUN) -m psic_core.readme --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep

@@ -8,7 +8,7 @@ from psic_core.ablations import SWEEPS, VARIANTS, point
 from psic_core.bench import TASKS
 from psic_core.frontier import curve, gap, spread, success
 from psic_core.metrics import Estimate
-from psic_core.tables import markdown
+from psic_core.tables import interval, markdown
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -97,12 +97,8 @@ def seeds_of(points: Points, name: str) -> list[float]:
 
 
 def _percent(e: Estimate | None) -> str:
-    if e is None:
-        return "–"
-    return f"{100 * e.value:.1f} [{100 * e.ci95[0]:.1f}, {100 * e.ci95[1]:.1f}]"
+    return "–" if e is None else interval(e.value, e.ci95)
 
 
 def _points(e: Estimate | None) -> str:
-    if e is None:
-        return "–"
-    return f"{100 * e.value:+.1f} [{100 * e.ci95[0]:+.1f}, {100 * e.ci95[1]:+.1f}]"
+    return "–" if e is None else interval(e.value, e.ci95, "+")

@@ -1,6 +1,7 @@
 """Entropy coding with a CompressAI backbone, made safe: tables kept fresh, bad input refused, no foreign memory."""
 
 import hashlib
+from functools import cached_property
 from types import MethodType
 from typing import Any
 
@@ -51,7 +52,6 @@ class EntropyCoder:
         self.levels = levels(backbone)
         self.current = b""  # fingerprint of the weights that the tables were made from
         self.unit: Any = None  # CompressAI's ``shape`` of a picture of factor x factor
-        self.context: int | None = None
         for module in backbone.modules():
             if isinstance(module, EntropyModel):
                 module._non_persistent_buffers_set.update(module._buffers.keys() & set(_TABLES))
@@ -61,6 +61,11 @@ class EntropyCoder:
         for name, module in backbone.named_modules():
             if name.rpartition(".")[2] in ("g_a", "h_a"):  # h_a may lie within a latent codec
                 module.register_forward_hook(_refuse_wild_latents)
+
+    @cached_property
+    def context(self) -> int:
+        """How many latents away a pixel changes a latent; measured once, where a picture is tiled."""
+        return tiles.reach(self.backbone.g_a.forward, 3, self.cell)
 
     def level(self, quality: int | None, default: int) -> int:
         """The quality that is meant: ``None`` is the default.
@@ -96,8 +101,6 @@ class EntropyCoder:
         self.fingerprint()
         g_a = self.backbone.g_a
         if tile and max(x.shape[-2:]) > tile:
-            if self.context is None:
-                self.context = tiles.reach(g_a.forward, 3, self.cell)
             y = tiles.tiled(g_a, x, (self.cell, 1), -(-tile // self.cell), self.context, "encoding")
         else:
             y = g_a(x)

@@ -23,7 +23,7 @@ from psic_core.inversion import stripped
 from psic_core.processing import DENOISERS, PLATFORMS, recoded
 from psic_core.purifier import train_purifier
 from psic_core.robustness import PLAIN, Pictures, Robustness
-from psic_core.tables import markdown
+from psic_core.tables import interval, markdown
 from psic_core.targets import load_target
 
 LEVELS = {
@@ -226,8 +226,7 @@ def options_table(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _interval(e: Mapping[str, Any]) -> str:
-    low, high = e["ci95"]
-    return f"{100 * e['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return interval(e["value"], e["ci95"])
 
 
 def _tasks(rates: Mapping[str, Any]) -> str:

@@ -66,9 +66,9 @@ def pages() -> dict[Path, dict[str, str]]:
     results, cards = data_dir() / "results", data_dir() / "checkpoints"
     found = tables.reports(results)
     points = read_points(results / "points.jsonl")
-    attacked = json.loads((results / "limits.json").read_text())
+    attacked = _report("limits")
     shields = {"psic-q2": "captions-q2-flickr8k", "psic-hardened-q2": "hardened-captions"}
-    captioned = dict(zip(shields, _loaded(results, *shields.values()), strict=True))
+    captioned = {name: _report(file) for name, file in shields.items()}
     names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
     others = {p.stem[6:-7]: json.loads(p.read_text()) for p in sorted(results.glob("other-*-scenes.json"))}
     return {
@@ -83,17 +83,17 @@ def pages() -> dict[Path, dict[str, str]]:
             "denominators": tables.denominators_table(found),
             "transfer": tables.transfer_table(found),
             "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
-            "kodak": tables.rd_table(json.loads((results / "rd-kodak.json").read_text())),
-            "flickr8k-dev": tables.rd_table(json.loads((results / "rd-flickr8k-dev.json").read_text())),
+            "kodak": tables.rd_table(_report("rd-kodak")),
+            "flickr8k-dev": tables.rd_table(_report("rd-flickr8k-dev")),
             "keywords": tables.keywords_table(tables.audits(results)),
-            "speed": tables.speed_table(json.loads((results / "speed.json").read_text())),
-            "scaling": scaling.table(json.loads((results / "scaling.json").read_text())),
-            "codecs": codec_table.table(json.loads((results / "codecs.json").read_text())),
+            "speed": tables.speed_table(_report("speed")),
+            "scaling": scaling.table(_report("scaling")),
+            "codecs": codec_table.table(_report("codecs")),
             "others": tables.others_table(others),
             "limits-captions": tables.shields_captions_table(captioned),
-            "hardening": limits.options_table(_loaded(results, "hardening", "hardening-rival", "hardening-stream")),
-            "hardening-fresh": limits.options_table(_loaded(results, "hardening-fresh", "hardening-fresh-rival")),
-            "rivals": limits.table(*_loaded(results, "hardening-fresh-rival")),
+            "hardening": limits.options_table([_report(f"hardening{of}") for of in ("", "-rival", "-stream")]),
+            "hardening-fresh": limits.options_table([_report(f"hardening-fresh{of}") for of in ("", "-rival")]),
+            "rivals": limits.table(_report("hardening-fresh-rival")),
             "limits": limits.table(attacked),
             "limits-tasks": limits.table(attacked, tasks=True),
             "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),
@@ -105,8 +105,8 @@ def pages() -> dict[Path, dict[str, str]]:
     }
 
 
-def _loaded(folder: Path, *names: str) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+def _report(name: str) -> dict[str, Any]:
+    return json.loads((data_dir() / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def make_pictures() -> None:
@@ -133,14 +133,14 @@ def make_pictures() -> None:
     figures.save(figures.strip(versions, notes), results / "strip.png")
     figures.save(charts.performance(found, captions), results / "performance.png")
     figures.save(charts.success(found), results / "success.png")
-    figures.save(charts.fidelity(json.loads((results / "rd-kodak.json").read_text())), results / "fidelity.png")
-    speed = json.loads((results / "speed.json").read_text())
+    figures.save(charts.fidelity(_report("rd-kodak")), results / "fidelity.png")
+    speed = _report("speed")
     if any("task" in measured for measured in speed.values()):  # else it is of a time before sizes were measured
         figures.save(charts.growth(speed), results / "speed.png")
     points = read_points(results / "points.jsonl")
     figures.save(charts.frontier(points), results / "frontier.png")
     figures.save(charts.changes(points, [m for m in VARIANTS if m != "uaeo"]), results / "changes.png")
-    attacked = json.loads((results / "limits.json").read_text())
+    attacked = _report("limits")
     figures.save(charts.limits(attacked, limits.SUMMARY), results / "limits.png")
     contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
 

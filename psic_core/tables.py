@@ -165,9 +165,15 @@ def shields_captions_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     head, rows = ["shield", "CIDEr, plain codec", "protected", "lost", "lost to JPEG at this PSNR"], []
     for name, report in found.items():
         scores = (_percent(report["scores"][v]["cider"]) for v in ("backbone", "protected"))
-        lost = ((e["value"], e["ci95"]) for e in (report["cider_loss"][v] for v in ("protected", "jpeg")))
-        rows.append([f"`{name}`", *scores, *(f"{_percent(v)} [{_percent(a)}, {_percent(b)}]" for v, (a, b) in lost)])
+        lost = (report["cider_loss"][v] for v in ("protected", "jpeg"))
+        rows.append([f"`{name}`", *scores, *(interval(e["value"], e["ci95"]) for e in lost)])
     return markdown(head, rows)
+
+
+def interval(value: float, ci95: Sequence[float], sign: str = "") -> str:
+    """A share and its interval in percent; with ``sign="+"`` as a difference."""
+    low, high = ci95
+    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def rd_table(report: Mapping[str, Any]) -> str:

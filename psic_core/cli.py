@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--classes", type=Path, help="for photos: a text file, one class name a line")
     p.add_argument("--target", nargs="+", default=["lite-clip"],
                    help="the model that reads the pictures (%(default)s); further ones go to `transfer`")  # fmt: skip
+    cli_files.refining(p)
     _measuring_options(p, read=False, several=True)
 
     p = _command(commands, "captions", captions, "what a captioner that was never attacked says of each version")
@@ -120,9 +122,15 @@ def evaluate(args: argparse.Namespace) -> None:
     plain = load_checkpoint(args.plain or _plain_beside(args.checkpoint))
     model = load_checkpoint(args.checkpoint)
     targets = [load_target(name) for name in args.target]
+    about = {"checkpoint": str(args.checkpoint)}
+    if args.refine:
+        from psic_core.refinement import RefineConfig, Refiner
+
+        model.refine = Refiner(model, targets[0], RefineConfig(steps=args.refine))
+        about["refine"] = asdict(model.refine.config)
     for data in sets:
         report = run(model, plain, data, targets, args.cache)
-        write_json(report | {"checkpoint": str(args.checkpoint)}, str(args.json).replace("{dataset}", data.name))
+        write_json(report | about, str(args.json).replace("{dataset}", data.name))
         print(table(report))
 
 

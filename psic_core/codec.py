@@ -38,6 +38,7 @@ class PSIC(nn.Module):
         self.config = config
         self.secret = secret
         self.kind = "psic"
+        self.refine: tiles.Transform | None = None  # chooses y in g_a's place: `refinement.Refiner`
         anatomy = dissect(backbone)
         try:
             stages, channels = split_stages(anatomy.synthesis, anatomy.y_hat)
@@ -185,8 +186,8 @@ class PSIC(nn.Module):
         x, quality = one_picture(image), self.coder.level(quality, self.config.quality)
         height, width = x.shape[-2:]
         slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
-        x = pad_to(x, self.factor)
-        strings, y_hat = self.coder.encode(x, quality, tiles.tile_for(height, width, tile))
+        y, x = self.refine(x) if self.refine else None, pad_to(x, self.factor)
+        strings, y_hat = self.coder.encode(x, quality, tiles.tile_for(height, width, tile), y)
         return bitstream.pack(
             Stream(
                 architecture=self.config.architecture,
@@ -221,8 +222,7 @@ class PSIC(nn.Module):
     ) -> Float[Tensor, "1 3 height width"]:
         """`decompress` as floats in [0, 1], before rounding to 8 bits."""
         unpacked = bitstream.unpack(stream)
-        y_hat = self.latents(unpacked)
-        return self.picture(y_hat, unpacked, self.condition_of(unpacked, keyword), tile)
+        return self.picture(self.latents(unpacked), unpacked, self.condition_of(unpacked, keyword), tile)
 
     def latents(self, stream: Stream) -> Float[Tensor, "1 m h w"]:
         """Entropy-decode a stream: the y_hat that every version of the picture starts from.

@@ -13,6 +13,9 @@ import torch
 #: Passphrase of the models that the course ships. Public on purpose: see "What PSIC protects against" in README.
 PUBLIC_PASSPHRASE = "psic course"
 
+#: lambda of each rate: CompressAI's for MSE, qualities 1 to 4. The paper names none (four levels, Sec. 4).
+RATES = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130}
+
 Schedule = Literal["alternate", "sessions", "mixed"]
 Stage = Literal["plain", "one", "two"]
 Objective = Literal["uaeo", "literal", "random_target", "naive", "authors"]

@@ -40,6 +40,8 @@ class Work:
         passphrase: The owner's, where the checkpoint does not hold its secret.
         quality: Level of a variable-rate model.
         tile: As for `PSIC.compress`.
+        refine: Steps of `psic_core.refinement`, for ``encode``; 0: the encoder's own latents.
+        target: What the refined file is made against.
         threads: Of PyTorch, in each worker; 0 leaves them alone.
     """
 
@@ -49,6 +51,8 @@ class Work:
     passphrase: str | None = None
     quality: int | None = None
     tile: int | None = None
+    refine: int = 0
+    target: str = "lite-clip"
     threads: int = 0
 
 
@@ -113,7 +117,7 @@ def load(work: Work) -> PSIC:
     """The model, able to do the work.
 
     Raises:
-        ValueError: A keyword is to be sealed, and the secret is missing; or the rate has no such quality.
+        ValueError: A keyword is to be sealed, or latents refined, and the secret is missing; no such quality.
         FileNotFoundError: No such checkpoint.
     """
     model = load_checkpoint(work.checkpoint)
@@ -122,6 +126,11 @@ def load(work: Work) -> PSIC:
     model.coder.level(work.quality, model.config.quality)
     if work.task == "encode" and work.keyword and model.secret is None:
         raise ValueError("this checkpoint does not hold its secret; pass --passphrase PASSPHRASE")
+    if work.refine:
+        from psic_core.refinement import RefineConfig, Refiner  # with the target's libraries, which take seconds
+        from psic_core.targets import load_target
+
+        model.refine = Refiner(model, load_target(work.target), RefineConfig(steps=work.refine))
     return model
 
 

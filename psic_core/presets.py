@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from psic_core.checkpoints import load_checkpoint, save_checkpoint
-from psic_core.config import CodecConfig, TrainConfig
+from psic_core.config import RATES, CodecConfig, TrainConfig
 from psic_core.processes import started
 from psic_core.recipes import SHIELD, Phase, publish, run_phase
-
-#: lambda of each rate: CompressAI's for MSE, qualities 1 to 4. The paper names none (four levels, Sec. 4).
-RATES = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130}
 
 
 @dataclass(frozen=True)

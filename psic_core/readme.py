@@ -64,22 +64,26 @@ def main() -> int:
 def pages() -> dict[Path, dict[str, str]]:
     """What each generated part of each page should say."""
     results, cards = data_dir() / "results", data_dir() / "checkpoints"
-    found = tables.reports(results)
+    found, refined = tables.reports(results), tables.reports(results, "refined")
     points = read_points(results / "points.jsonl")
     attacked = _report("limits")
     shields = {"psic-q2": "captions-q2-flickr8k", "psic-hardened-q2": "hardened-captions"}
     captioned = {name: _report(file) for name, file in shields.items()}
-    names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
+    own = [p.stem for p in cards.glob("psic-*.safetensors") if "-light-" not in p.stem]  # light: psic-qN's, scaled
+    names = sorted(own, key=lambda n: (n.count("-"), n))
     others = {p.stem[6:-7]: json.loads(p.read_text()) for p in sorted(results.glob("other-*-scenes.json"))}
     return {
         repo_dir() / "README.md": {
             "results": tables.success_table(found),
             "rates": tables.rates_table(found),
+            "refined": tables.success_table(refined),
             "claims": comparison_tables.claims_table(points),
         },
         results / "README.md": {
             "recall": tables.recall_table(found),
             "scores": tables.scores_table(found),
+            "refined": tables.refined_table(refined),
+            "refined-transfer": tables.transfer_table(refined),
             "denominators": tables.denominators_table(found),
             "transfer": tables.transfer_table(found),
             "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),

@@ -9,6 +9,7 @@ from typing import Any
 from psic_core.checkpoints import read_card
 from psic_core.evaluation import unpack_flips
 from psic_core.metrics import Estimate, flip_rate
+from psic_core.rate_distortion import bd_rate
 from psic_core.versions import VERSIONS
 
 TASKS = {
@@ -17,6 +18,7 @@ TASKS = {
     "classification": "zero-shot classification",
     "attributes": "attributes",
 }
+SHORT = {"t2i": "t2i", "i2t": "i2t", "classification": "class", "attributes": "attr."}
 COLUMNS = {
     "protected": "protected",
     "wrong_key": "wrong keyword",
@@ -45,7 +47,7 @@ def reports(folder: Path, kind: str = "psic") -> dict[str, dict[int, dict[str, A
 
     Args:
         folder: ``data/results``.
-        kind: ``psic``, or ``captions`` for what the captioner says.
+        kind: ``psic``; ``refined``, of refined files; or ``captions`` for what the captioner says.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for quality, report in _by_quality(folder, kind):
@@ -76,16 +78,35 @@ def success_table(found: Reports) -> str:
 
 def rates_table(found: Reports) -> str:
     """Each rate: bits, fidelity, and the attack success of the protected version."""
-    short = {"t2i": "t2i", "i2t": "i2t", "classification": "class", "attributes": "attr."}
-    head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", *(f"ASR {s}" for s in short.values())]
+    head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", *(f"ASR {s}" for s in SHORT.values())]
     rows = []
     for name, by_rate in found.items():
         for quality, r in by_rate.items():
             p, asr = r["psnr"], r["asr"]
-            cells = [f"{100 * asr[t]['protected']['value']:.1f}" if t in asr else "–" for t in short]
-            loss = p["protected"] - p["full"]
+            cells = [f"{100 * asr[t]['protected']['value']:.1f}" if t in asr else "–" for t in SHORT]
             same = f"{p['full']:.2f} dB" if abs(p["full"] - p["backbone"]) < 0.005 else f"{p['full']:.2f} dB (full)"
-            rows.append([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{loss:+.2f} dB", *cells])
+            rows.append([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{p['protected'] - p['full']:+.2f} dB", *cells])
+    return markdown(head, rows)
+
+
+def refined_table(found: Reports) -> str:
+    """Refined files, rate by rate: what the search costs the file and both versions, what it gains, the null."""
+    head = ["pictures", "rate", "bpp", "full", "protected", *(f"ASR {s}" for s in SHORT.values()), "full (null)"]
+    rows = []
+    for name, by_rate in found.items():
+        for quality, r in by_rate.items():
+            p, asr = r["psnr"], {t: r["asr"][t] for t in SHORT if t in r["asr"]}
+            size = f"{r['bpp']:.3f} ({100 * (r['bpp'] / r['bpp_backbone'] - 1):+.1f} %)"
+            against = [f"{p[v] - p[w]:+.2f} dB" for v, w in (("full", "backbone"), ("protected", "full"))]
+            cells = [f"{100 * asr[t]['protected']['value']:.1f}" if t in asr else "–" for t in SHORT]
+            cells.append(" / ".join(f"{100 * by['full']['value']:.1f}" for by in asr.values()))
+            rows.append([f"{name} ({r['n']})", f"q{quality}", size, *against, *cells])
+        curves = [
+            {"bpp": [r[b] for r in by_rate.values()], "psnr": [r["psnr"][v] for r in by_rate.values()]}
+            for b, v in (("bpp_backbone", "backbone"), ("bpp", "full"))
+        ]
+        if (saved := bd_rate(*curves)) is not None:
+            rows.append([name, "BD-rate", f"{saved:+.1f} %", *["–"] * 7])
     return markdown(head, rows)
 
 
@@ -195,13 +216,12 @@ def rd_table(report: Mapping[str, Any]) -> str:
 
 def keywords_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     """What wrong keywords decode, rate by rate."""
-    head = ["rate", "wrong keywords × pictures", "ASR none (t2i)", "wrong: mean", "lowest", "of full's gain"]
-    rows = []
+    head, rows = ["rate", "wrong keywords × pictures", "ASR none (t2i)", "wrong: mean", "lowest", "of full's gain"], []
     for quality, r in found.items():
         asr = r["asr"]["t2i"]
-        each = f"{r['keywords']} × {r['n']}"
         cells = [f"{100 * v:.1f}" for v in (asr["protected"], fmean(asr["keys"]), min(asr["keys"]))]
-        rows.append([f"q{quality}", each, *cells, f"at most {100 * r['reached']:.0f} % of {r['gain']:.2f} dB"])
+        told = f"at most {100 * r['reached']:.0f} % of {r['gain']:.2f} dB"
+        rows.append([f"q{quality}", f"{r['keywords']} × {r['n']}", *cells, told])
     return markdown(head, rows)
 
 
@@ -276,6 +296,5 @@ def _signed(value: float | None) -> str:
 def _cell(estimate: Estimate, bold: bool) -> str:
     if estimate.value != estimate.value:
         return "–"
-    value = f"{100 * estimate.value:.1f}"
-    low, high = estimate.ci95
-    return f"{f'**{value}**' if bold else value} [{100 * low:.1f}, {100 * high:.1f}]"
+    value, rest = interval(*estimate[:2]).split(" ", 1)
+    return f"{f'**{value}**' if bold else value} {rest}"

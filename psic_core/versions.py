@@ -56,7 +56,11 @@ def code_versions(
 
 def compress_plain(plain: PSIC, x: Float[Tensor, "1 3 height width"], model: PSIC, file: bytes) -> bytes:
     """``plain.compress(x)``, which is ``file`` where ``model`` wrote that with the same encoder and entropy model."""
-    same = plain.fingerprint() == model.fingerprint() and plain.config.quality == model.config.quality
+    same = (
+        model.refine is None
+        and plain.fingerprint() == model.fingerprint()
+        and plain.config.quality == model.config.quality
+    )
     return file if same else plain.compress(x)
 
 

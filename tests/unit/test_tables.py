@@ -68,6 +68,19 @@ def test_a_full_version_that_is_not_the_plain_codecs_is_said_so(folder: Path):
     assert "26.00 dB (full)" in tables.rates_table(found)
 
 
+def test_refined_files_are_held_against_the_plain_codecs(folder: Path):
+    found = tables.reports(folder)
+    for quality, r in found["scenes"].items():
+        r |= {"bpp": 0.11 * quality, "bpp_backbone": 0.1 * quality}
+        r["psnr"] |= {"backbone": 25.0 + quality, "full": 25.0 + quality, "protected": 24.6 + quality}
+    rows = [cells(line) for line in tables.refined_table(found).splitlines()[2:]]
+    assert rows[0][1:5] == ["q1", "0.110 (+10.0 %)", "+0.00 dB", "-0.40 dB"]
+    assert rows[0][6] == "50.0"
+    assert rows[-1][1:3] == ["BD-rate", "+10.0 %"]
+    only = {"scenes": {1: found["scenes"][1]}}
+    assert "BD-rate" not in tables.refined_table(only)  # one rate has no curve
+
+
 def test_the_papers_figure_stands_beside_its_own_kind_of_pictures(folder: Path):
     found = tables.reports(folder)
     row = tables.success_table({"flickr8k": found["scenes"]}).splitlines()[-1]

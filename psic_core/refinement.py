@@ -1,0 +1,207 @@
+"""Refinement at the encoder: the latents of one photo, searched for, so that every decoder's protected picture is
+read wrongly and its full picture rightly. Triggers answer all photos with one small network; this answers one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from compressai.models import MeanScaleHyperprior, ScaleHyperprior
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from psic_core.codec import PSIC
+from psic_core.config import RATES
+from psic_core.datasets.scenes import Scenes
+from psic_core.images import pad_to, round_to_8_bits
+from psic_core.objectives import uaeo_loss
+from psic_core.targets import Target
+from psic_core.tiles import WHOLE
+
+LEAST = 1e-9  # CompressAI's lower bound of a likelihood
+OWN_END = 0.1  # of the learning rate is left in the last step
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How far the search goes, and what it weighs; distortion and rate as in `psic_core.config.TrainConfig`.
+
+    With L_UC of Eq. 9, f the target's features and x_hat the picture that the file would hold without refinement::
+
+        rate * (1 + mu) * R + lmbda * 255^2 * (MSE(x_hat_f, x) + mu * MSE(x_hat_e, x))
+            + attack * (L_UC + away * cos(f(x_hat_e), f(x))) + drift * (1 - cos(f(x_hat_f), f(x_hat)))
+    """
+
+    steps: int = 20  # of gradient descent on the latents
+    learning_rate: float = 0.03  # Adam's, in quantisation steps; a tenth of it is left at the end
+    attack: float = 0.02  # bits per pixel that a unit of the attack's loss is worth, at any rate
+    away: float = 45.0  # beside Eq. 9, away from what the model reads: another's caption shares many attributes
+    drift: float = 2.0  # keeps what the model reads in the full version
+    mu: float = 1.0  # weight of MSE_e
+    rate: float = 2.0  # above 1: bits are dearer to the search than to the codec, which spends them well already
+    pool: int = 256  # captions that the least believed one is chosen from
+    lmbda: float | None = None  # the codec's; None: `config.RATES` of its quality
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "pool"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+
+class Refiner:
+    """Searches the latents of a picture: ``model.refine = Refiner(model, target)``, then compress as ever.
+
+    The file stays an ordinary file of the model: any copy decodes it, in the usual time and without the target. Only
+    the encoder needs the target, and `RefineConfig.steps` times the work of a training step.
+
+    Args:
+        model: A PSIC over a hyperprior (``bmshj2018-hyperprior``, ``mbt2018-mean``), with its secret.
+        target: The model under attack; `psic_core.targets.Ensemble` for several.
+        config: The search.
+        captions: What the target caption is chosen from (Eq. 8); the embedded scenes' where ``None``.
+
+    Raises:
+        ValueError: A plain codec, or one whose latents are not rounded independently of each other; no rate's lambda.
+    """
+
+    def __init__(
+        self, model: PSIC, target: Target, config: RefineConfig | None = None, captions: Sequence[str] | None = None
+    ) -> None:
+        self.model, self.target, self.config = model, target, config or RefineConfig()
+        if model.kind == "plain":
+            raise ValueError("a plain codec decodes no protected version to refine; name a PSIC checkpoint")
+        if type(model.backbone) not in (ScaleHyperprior, MeanScaleHyperprior):
+            raise ValueError(
+                f"refinement knows the rate of bmshj2018-hyperprior and mbt2018-mean, not of "
+                f"{model.config.architecture}: leave refine out"
+            )
+        if self.config.lmbda is None and model.config.quality not in RATES:
+            raise ValueError(f"quality {model.config.quality} has no lambda of ours; pass RefineConfig(lmbda=...)")
+        self.lmbda = self.config.lmbda or RATES[model.config.quality]
+        self.key = model.full_condition()
+        self.texts = target.encode_text(list(captions or scene_captions(self.config.pool)))
+
+    def __repr__(self) -> str:
+        """What a file depends on besides the model."""
+        return f"Refiner({self.target.name}, {self.config}, {len(self.texts)} captions)"
+
+    def __call__(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch m h w"]:
+        """Latents of pictures in [0, 1], before rounding: the best that the search met, picture by picture.
+
+        Raises:
+            ValueError: Larger than 4 megapixels: the whole decoder's gradient would have to fit into memory.
+        """
+        height, width = x.shape[-2:]
+        if height * width > WHOLE:
+            raise ValueError(f"{width}x{height} is too large to refine; scale it to at most {WHOLE:,} pixels")
+        training = self.model.training
+        frozen = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.eval().requires_grad_(False)
+        try:
+            with torch.enable_grad():
+                return self._search(x)
+        finally:
+            self.model.train(training)
+            for p in frozen:
+                p.requires_grad_(True)
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _search(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch m h w"]:
+        config = self.config
+        y = self.model.backbone.g_a(pad_to(x, self.model.factor)).detach()
+        with torch.no_grad():
+            read = self.target.encode_image(x)
+            plain = self.target.encode_image(self._decoded(self._rounded(y), x, self.key))
+            chosen = doubted(read, self.texts)
+        best, lowest = y.clone(), y.new_full((len(y),), torch.inf)
+        optimiser = torch.optim.Adam([y.requires_grad_()], config.learning_rate)
+        for step in range(config.steps + 1):
+            losses = self._losses(x, y, read, plain, chosen)
+            better = losses.detach() < lowest
+            best[better], lowest[better] = y.detach()[better], losses.detach()[better]
+            if step == config.steps:
+                break
+            optimiser.zero_grad()
+            losses.sum().backward()
+            left = 1 - (step + 1) / config.steps
+            optimiser.step()
+            optimiser.param_groups[0]["lr"] = config.learning_rate * (OWN_END + (1 - OWN_END) * left)
+        return best
+
+    def _losses(
+        self,
+        x: Float[Tensor, "batch 3 height width"],
+        y: Float[Tensor, "batch m h w"],
+        read: Float[Tensor, "batch d"],
+        plain: Float[Tensor, "batch d"],
+        chosen: Tensor,
+    ) -> Float[Tensor, " batch"]:
+        """`RefineConfig`'s objective, picture by picture."""
+        config, y_hat = self.config, self._rounded(y)
+        x_hat_f, x_hat_e = (self._decoded(y_hat, x, c) for c in (self.key, None))
+        f_f, f_e = self.target.encode_image(x_hat_f), self.target.encode_image(x_hat_e)
+        distortion = _mse(x_hat_f, x) + config.mu * _mse(x_hat_e, x)
+        pull = torch.stack([uaeo_loss(f, self.texts, c) for f, c in zip(f_e.split(1), chosen.split(1), strict=True)])
+        attack = pull + config.away * (f_e * read).sum(1)
+        drift = 1 - (f_f * plain).sum(1)
+        bpp = bits(self.model.backbone, y) / (x.shape[-2] * x.shape[-1])
+        costs = config.rate * (1 + config.mu) * bpp + self.lmbda * 255**2 * distortion
+        return costs + config.attack * attack + config.drift * drift
+
+    def _rounded(self, y: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch m h w"]:
+        """y_hat as the decoder gets it; rounding passes the gradient straight through."""
+        _, means = predicted(self.model.backbone, y)
+        return y + ((y - means).round() + means - y).detach()
+
+    def _decoded(
+        self, y_hat: Float[Tensor, "batch m h w"], x: Float[Tensor, "batch 3 height width"], condition: Tensor | None
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """A version as it would be saved."""
+        return round_to_8_bits(self.model.synthesize(y_hat, condition)[..., : x.shape[-2], : x.shape[-1]])
+
+
+def bits(backbone: nn.Module, y: Float[Tensor, "batch m h w"]) -> Float[Tensor, " batch"]:
+    """What latents cost, without the hyper-latents: ``-log2`` of the mass of a quantisation step around each.
+
+    Taken at y itself and not at what it is rounded to. At a latent that is rounded to its mean the rate is flat, and
+    the search would not see that leaving it costs.
+    """
+    scales, means = predicted(backbone, y)
+    away = (y - means).abs()
+    mass = torch.special.ndtr((0.5 - away) / scales) - torch.special.ndtr((-0.5 - away) / scales)
+    return -mass.clamp_min(LEAST).log2().sum((1, 2, 3))
+
+
+@torch.no_grad()
+def predicted(
+    backbone: nn.Module, y: Float[Tensor, "batch m h w"]
+) -> tuple[Float[Tensor, "batch m h w"], Float[Tensor, "batch m h w"]]:
+    """Standard deviation and mean of each latent, as the rounded hyper-latents tell the decoder."""
+    with_means = isinstance(backbone, MeanScaleHyperprior)
+    z_hat, _ = backbone.entropy_bottleneck(backbone.h_a(y if with_means else y.abs()))
+    told = backbone.h_s(z_hat)
+    scales, means = told.chunk(2, 1) if with_means else (told, torch.zeros_like(told))
+    return backbone.gaussian_conditional.lower_bound_scale(scales), means
+
+
+def doubted(read: Float[Tensor, "batch d"], texts: Float[Tensor, "k d"]) -> Tensor:
+    """Each picture's least believed caption, Eq. 5 to 8 without the captions' side.
+
+    Photos come one by one and their own caption is not known: belief falls with evidence, and evidence with the
+    cosine, so that the smallest cosine decides even where tanh saturates.
+    """
+    return (read @ texts.T).argmin(1)
+
+
+def scene_captions(count: int) -> list[str]:
+    """Different captions of the embedded training scenes, ``count`` of them at most."""
+    scenes, found = Scenes("train", count), dict[str, None]()
+    for i in range(count):
+        found |= dict.fromkeys(scenes.captions(i)[:1])
+    return list(found)
+
+
+def _mse(x_hat: Float[Tensor, "batch 3 height width"], x: Float[Tensor, "batch 3 height width"]) -> Tensor:
+    return functional.mse_loss(x_hat, x, reduction="none").mean((1, 2, 3))

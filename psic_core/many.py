@@ -40,7 +40,8 @@ class Work:
         passphrase: The owner's, where the checkpoint does not hold its secret.
         quality: Level of a variable-rate model.
         tile: As for `PSIC.compress`.
-        refine: Steps of `psic_core.refinement`, for ``encode``; 0: the encoder's own latents.
+        refine: Steps of `psic_core.refinement`, for ``encode``; 0: the encoder's own latents. Files do not tell: one
+            that is there, refined or not, counts as there.
         target: What the refined file is made against.
         threads: Of PyTorch, in each worker; 0 leaves them alone.
     """

@@ -113,7 +113,8 @@ class Refiner:
         y = self.model.backbone.g_a(pad_to(x, self.model.factor)).detach()
         with torch.no_grad():
             read = self.target.encode_image(x)
-            plain = self.target.encode_image(self._decoded(self._rounded(y), x, self.key))
+            _, means = predicted(self.model.backbone, y)
+            plain = self.target.encode_image(self._decoded(rounded(y, means), x, self.key))
             chosen = doubted(read, self.texts)
         best, lowest = y.clone(), y.new_full((len(y),), torch.inf)
         optimiser = torch.optim.Adam([y.requires_grad_()], config.learning_rate)
@@ -139,21 +140,18 @@ class Refiner:
         chosen: Tensor,
     ) -> Float[Tensor, " batch"]:
         """`RefineConfig`'s objective, picture by picture."""
-        config, y_hat = self.config, self._rounded(y)
+        config = self.config
+        scales, means = predicted(self.model.backbone, y)
+        y_hat = rounded(y, means)
         x_hat_f, x_hat_e = (self._decoded(y_hat, x, c) for c in (self.key, None))
         f_f, f_e = self.target.encode_image(x_hat_f), self.target.encode_image(x_hat_e)
         distortion = _mse(x_hat_f, x) + config.mu * _mse(x_hat_e, x)
         pull = torch.stack([uaeo_loss(f, self.texts, c) for f, c in zip(f_e.split(1), chosen.split(1), strict=True)])
         attack = pull + config.away * (f_e * read).sum(1)
         drift = 1 - (f_f * plain).sum(1)
-        bpp = bits(self.model.backbone, y) / (x.shape[-2] * x.shape[-1])
+        bpp = bits(y, scales, means) / (x.shape[-2] * x.shape[-1])
         costs = config.rate * (1 + config.mu) * bpp + self.lmbda * 255**2 * distortion
         return costs + config.attack * attack + config.drift * drift
-
-    def _rounded(self, y: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch m h w"]:
-        """y_hat as the decoder gets it; rounding passes the gradient straight through."""
-        _, means = predicted(self.model.backbone, y)
-        return y + ((y - means).round() + means - y).detach()
 
     def _decoded(
         self, y_hat: Float[Tensor, "batch m h w"], x: Float[Tensor, "batch 3 height width"], condition: Tensor | None
@@ -162,13 +160,19 @@ class Refiner:
         return round_to_8_bits(self.model.synthesize(y_hat, condition)[..., : x.shape[-2], : x.shape[-1]])
 
 
-def bits(backbone: nn.Module, y: Float[Tensor, "batch m h w"]) -> Float[Tensor, " batch"]:
+def rounded(y: Float[Tensor, "batch m h w"], means: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch m h w"]:
+    """y_hat as the decoder gets it; rounding passes the gradient straight through."""
+    return y + ((y - means).round() + means - y).detach()
+
+
+def bits(
+    y: Float[Tensor, "batch m h w"], scales: Float[Tensor, "batch m h w"], means: Float[Tensor, "batch m h w"]
+) -> Float[Tensor, " batch"]:
     """What latents cost, without the hyper-latents: ``-log2`` of the mass of a quantisation step around each.
 
     Taken at y itself and not at what it is rounded to. At a latent that is rounded to its mean the rate is flat, and
     the search would not see that leaving it costs.
     """
-    scales, means = predicted(backbone, y)
     away = (y - means).abs()
     mass = torch.special.ndtr((0.5 - away) / scales) - torch.special.ndtr((-0.5 - away) / scales)
     return -mass.clamp_min(LEAST).log2().sum((1, 2, 3))

@@ -18,7 +18,7 @@ TASKS = {
     "classification": "zero-shot classification",
     "attributes": "attributes",
 }
-SHORT = {"t2i": "t2i", "i2t": "i2t", "classification": "class", "attributes": "attr."}
+SHORT = {"t2i": "ASR t2i", "i2t": "ASR i2t", "classification": "ASR class", "attributes": "ASR attr."}
 COLUMNS = {
     "protected": "protected",
     "wrong_key": "wrong keyword",
@@ -67,9 +67,8 @@ def success_table(found: Reports) -> str:
     for name, by_rate in found.items():
         first = next(iter(by_rate.values()))
         for task in (t for t in TASKS if t in first["asr"]):
-            means = {
-                c: flip_rate([unpack_flips(r["flips"][task][c]) for r in by_rate.values()]) for c in COLUMNS
-            }  # the same pictures at each rate
+            flips = [r["flips"][task] for r in by_rate.values()]  # of the same pictures at each rate
+            means = {c: flip_rate([unpack_flips(f[c]) for f in flips]) for c in COLUMNS}
             right = 100 * fmean([r["score"][task]["backbone"] for r in by_rate.values()])
             cells = [_cell(e, c == "protected") for c, e in means.items()]
             rows.append([f"{name} ({first['n']})", TASKS[task], f"{right:.1f} %", *cells, PAPER.get((name, task), "–")])
@@ -78,12 +77,11 @@ def success_table(found: Reports) -> str:
 
 def rates_table(found: Reports) -> str:
     """Each rate: bits, fidelity, and the attack success of the protected version."""
-    head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", *(f"ASR {s}" for s in SHORT.values())]
+    head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", *SHORT.values()]
     rows = []
     for name, by_rate in found.items():
         for quality, r in by_rate.items():
-            p, asr = r["psnr"], r["asr"]
-            cells = [f"{100 * asr[t]['protected']['value']:.1f}" if t in asr else "–" for t in SHORT]
+            p, cells = r["psnr"], _successes(r["asr"], "protected")
             same = f"{p['full']:.2f} dB" if abs(p["full"] - p["backbone"]) < 0.005 else f"{p['full']:.2f} dB (full)"
             rows.append([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{p['protected'] - p['full']:+.2f} dB", *cells])
     return markdown(head, rows)
@@ -91,16 +89,14 @@ def rates_table(found: Reports) -> str:
 
 def refined_table(found: Reports) -> str:
     """Refined files, rate by rate: what the search costs the file and both versions, what it gains, the null."""
-    head = ["pictures", "rate", "bpp", "full", "protected", *(f"ASR {s}" for s in SHORT.values()), "full (null)"]
-    rows = []
+    head, rows = ["pictures", "rate", "bpp", "full", "protected", *SHORT.values(), "full (null)"], []
     for name, by_rate in found.items():
         for quality, r in by_rate.items():
-            p, asr = r["psnr"], {t: r["asr"][t] for t in SHORT if t in r["asr"]}
+            p = r["psnr"]
             size = f"{r['bpp']:.3f} ({100 * (r['bpp'] / r['bpp_backbone'] - 1):+.1f} %)"
             against = [f"{p[v] - p[w]:+.2f} dB" for v, w in (("full", "backbone"), ("protected", "full"))]
-            cells = [f"{100 * asr[t]['protected']['value']:.1f}" if t in asr else "–" for t in SHORT]
-            cells.append(" / ".join(f"{100 * by['full']['value']:.1f}" for by in asr.values()))
-            rows.append([f"{name} ({r['n']})", f"q{quality}", size, *against, *cells])
+            won, null = (_successes(r["asr"], version) for version in ("protected", "full"))
+            rows.append([f"{name} ({r['n']})", f"q{quality}", size, *against, *won, " / ".join(null)])
         curves = [
             {"bpp": [r[b] for r in by_rate.values()], "psnr": [r["psnr"][v] for r in by_rate.values()]}
             for b, v in (("bpp_backbone", "backbone"), ("bpp", "full"))
@@ -291,6 +287,10 @@ def _percent(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}"
+
+
+def _successes(asr: Mapping[str, Any], version: str) -> list[str]:
+    return [f"{100 * asr[t][version]['value']:.1f}" if t in asr else "–" for t in SHORT]
 
 
 def _cell(estimate: Estimate, bold: bool) -> str:

@@ -75,7 +75,7 @@ def read(path: Path) -> bytes:
 def refining(p: argparse.ArgumentParser) -> None:
     """``--refine``."""
     p.add_argument("--refine", type=int, default=0, metavar="STEPS",
-                   help="search each photo's latents against the target; 20 take seconds")  # fmt: skip
+                   help="search each photo's latents against the target; 40 take seconds")  # fmt: skip
 
 
 def _common(p: argparse.ArgumentParser, checkpoint: str) -> None:

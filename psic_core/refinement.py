@@ -2,6 +2,7 @@
 read wrongly and its full picture rightly. Triggers answer all photos with one small network; this answers one.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,28 +16,31 @@ from psic_core.codec import PSIC
 from psic_core.config import RATES
 from psic_core.datasets.scenes import Scenes
 from psic_core.images import pad_to, round_to_8_bits
-from psic_core.objectives import uaeo_loss
+from psic_core.objectives import questions_loss, uaeo_loss
 from psic_core.targets import Target
 from psic_core.tiles import WHOLE
 
 LEAST = 1e-9  # CompressAI's lower bound of a likelihood
-OWN_END = 0.1  # of the learning rate is left in the last step
+END = 0.1  # of the first step's length is left in the last
 
 
 @dataclass(frozen=True)
 class RefineConfig:
     """How far the search goes, and what it weighs; distortion and rate as in `psic_core.config.TrainConfig`.
 
-    With L_UC of Eq. 9, f the target's features and x_hat the picture that the file would hold without refinement::
+    With L_UC of Eq. 9, L_Q its form for yes-or-no questions (`psic_core.objectives.questions_loss`), f the target's
+    features and x_hat the picture that the file would hold without refinement::
 
         rate * (1 + mu) * R + lmbda * 255^2 * (MSE(x_hat_f, x) + mu * MSE(x_hat_e, x))
-            + attack * (L_UC + away * cos(f(x_hat_e), f(x))) + drift * (1 - cos(f(x_hat_f), f(x_hat)))
+            + attack * (L_UC + questions * L_Q + away * cos(f(x_hat_e), f(x)))
+            + drift * (1 - cos(f(x_hat_f), f(x_hat)))
     """
 
-    steps: int = 20  # of gradient descent on the latents
-    learning_rate: float = 0.03  # Adam's, in quantisation steps; a tenth of it is left at the end
-    attack: float = 0.02  # bits per pixel that a unit of the attack's loss is worth, at any rate
-    away: float = 45.0  # beside Eq. 9, away from what the model reads: another's caption shares many attributes
+    steps: int = 40  # of gradient descent on the latents; fewer are faster, and find less
+    reach: float = 0.33  # how far a latent can go, in quantisation steps; Adam's learning rate follows from it
+    attack: float = 0.01  # bits per pixel that a unit of the attack's loss is worth, at any rate
+    questions: float = 60.0  # beside Eq. 9: another's caption shares half of the attributes, and leaves them right
+    away: float = 20.0  # away from what the model reads in the photo
     drift: float = 2.0  # keeps what the model reads in the full version
     mu: float = 1.0  # weight of MSE_e
     rate: float = 2.0  # above 1: bits are dearer to the search than to the codec, which spends them well already
@@ -44,7 +48,7 @@ class RefineConfig:
     lmbda: float | None = None  # the codec's; None: `config.RATES` of its quality
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "pool"):
+        for name in ("steps", "reach", "pool"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
 
@@ -60,13 +64,19 @@ class Refiner:
         target: The model under attack; `psic_core.targets.Ensemble` for several.
         config: The search.
         captions: What the target caption is chosen from (Eq. 8); the embedded scenes' where ``None``.
+        questions: Pairs of prompts, of which a model believes one; the scenes' attributes where ``None``.
 
     Raises:
         ValueError: A plain codec, or one whose latents are not rounded independently of each other; no rate's lambda.
     """
 
     def __init__(
-        self, model: PSIC, target: Target, config: RefineConfig | None = None, captions: Sequence[str] | None = None
+        self,
+        model: PSIC,
+        target: Target,
+        config: RefineConfig | None = None,
+        captions: Sequence[str] | None = None,
+        questions: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         self.model, self.target, self.config = model, target, config or RefineConfig()
         if model.kind == "plain":
@@ -81,10 +91,13 @@ class Refiner:
         self.lmbda = self.config.lmbda or RATES[model.config.quality]
         self.key = model.full_condition()
         self.texts = target.encode_text(list(captions or scene_captions(self.config.pool)))
+        prompts = [prompt for pair in questions or Scenes("train", 1).attribute_prompts for prompt in pair]
+        self.answers = target.encode_text(prompts).unflatten(0, (-1, 2))
 
     def __repr__(self) -> str:
         """What a file depends on besides the model."""
-        return f"Refiner({self.target.name}, {self.config}, {len(self.texts)} captions)"
+        words = hashlib.sha256(torch.cat([self.texts, self.answers.flatten(0, 1)]).cpu().numpy().tobytes())
+        return f"Refiner({self.target.name}, {self.config}, words {words.hexdigest()[:8]})"
 
     def __call__(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch m h w"]:
         """Latents of pictures in [0, 1], before rounding: the best that the search met, picture by picture.
@@ -117,7 +130,9 @@ class Refiner:
             plain = self.target.encode_image(self._decoded(rounded(y, means), x, self.key))
             chosen = doubted(read, self.texts)
         best, lowest = y.clone(), y.new_full((len(y),), torch.inf)
-        optimiser = torch.optim.Adam([y.requires_grad_()], config.learning_rate)
+        lengths = (config.steps * (1 + END) + 1 - END) / 2  # of all steps, in the first one's; Adam's are its rate
+        optimiser = torch.optim.Adam([y.requires_grad_()], config.reach / lengths)
+        fall = torch.optim.lr_scheduler.LinearLR(optimiser, 1, END, config.steps)
         for step in range(config.steps + 1):
             losses = self._losses(x, y, read, plain, chosen)
             better = losses.detach() < lowest
@@ -126,9 +141,8 @@ class Refiner:
                 break
             optimiser.zero_grad()
             losses.sum().backward()
-            left = 1 - (step + 1) / config.steps
             optimiser.step()
-            optimiser.param_groups[0]["lr"] = config.learning_rate * (OWN_END + (1 - OWN_END) * left)
+            fall.step()
         return best
 
     def _losses(
@@ -146,8 +160,13 @@ class Refiner:
         x_hat_f, x_hat_e = (self._decoded(y_hat, x, c) for c in (self.key, None))
         f_f, f_e = self.target.encode_image(x_hat_f), self.target.encode_image(x_hat_e)
         distortion = _mse(x_hat_f, x) + config.mu * _mse(x_hat_e, x)
-        pull = torch.stack([uaeo_loss(f, self.texts, c) for f, c in zip(f_e.split(1), chosen.split(1), strict=True)])
-        attack = pull + config.away * (f_e * read).sum(1)
+        attack = config.away * (f_e * read).sum(1)
+        attack = attack + torch.stack(
+            [
+                uaeo_loss(f, self.texts, c) + config.questions * questions_loss(f, r, self.answers)
+                for f, r, c in zip(f_e.split(1), read.split(1), chosen.split(1), strict=True)
+            ]
+        )
         drift = 1 - (f_f * plain).sum(1)
         bpp = bits(y, scales, means) / (x.shape[-2] * x.shape[-1])
         costs = config.rate * (1 + config.mu) * bpp + self.lmbda * 255**2 * distortion

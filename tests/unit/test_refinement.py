@@ -18,6 +18,7 @@ from psic_core.config import RATES, CodecConfig
 from psic_core.eval_sets import EvalSet
 from psic_core.images import pad_to, round_to_8_bits
 from psic_core.many import Work, load
+from psic_core.objectives import questions_loss
 from psic_core.reading import Reader
 from psic_core.refinement import RefineConfig, Refiner, bits, doubted, predicted, rounded, scene_captions
 from psic_core.targets import Target, load_target
@@ -46,7 +47,7 @@ def photo(name: str = "astronaut", height: int = 64, width: int = 80) -> Tensor:
 
 
 def refiner(model: PSIC, target: Target, **fields: float) -> Refiner:
-    return Refiner(model, target, RefineConfig(**{"steps": 3, "learning_rate": 0.3, "rate": 0.01} | fields), CAPTIONS)
+    return Refiner(model, target, RefineConfig(**{"steps": 3, "reach": 0.5, "rate": 0.01} | fields), CAPTIONS)
 
 
 # --- the file ---------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def read_like(model: PSIC, target: Target, x: Tensor, y: Tensor, key: Tensor | N
 def test_the_target_reads_less_of_the_protected_version_and_as_much_of_the_full_one():
     model, target, x = load_checkpoint("psic-q2").eval(), load_target("lite-clip"), photo("coffee", 160, 160)
     y = model.backbone.g_a(pad_to(x, model.factor)).detach()
-    found = Refiner(model, target, RefineConfig(steps=8, learning_rate=0.06, attack=0.05), CAPTIONS)(x)
+    found = Refiner(model, target, RefineConfig(steps=8, reach=0.3, attack=0.02), CAPTIONS)(x)
     key = model.full_condition()
     assert read_like(model, target, x, found, None) < read_like(model, target, x, y, None) - 0.1
     assert abs(read_like(model, target, x, found, key) - read_like(model, target, x, y, key)) < 0.1
@@ -108,11 +109,38 @@ def test_away_is_away_from_what_is_read_in_the_photo(target: Target):
     assert likeness[1] < likeness[0]
 
 
+@torch.no_grad()
+def test_questions_are_answered_wrongly(target: Target):
+    model, x, asked = small(), photo(), [("a photo of a dog", "a photo without a dog"), ("at night", "by day")]
+    answers = target.encode_text([p for pair in asked for p in pair]).unflatten(0, (2, 2))
+    read, losses = target.encode_image(x), []
+    for weight in (0.0, 1e3):
+        config = RefineConfig(steps=8, reach=1.5, rate=0.01, attack=1.0, away=0.0, drift=0.0, questions=weight)
+        y = Refiner(model, target, config, CAPTIONS, asked)(x)
+        shown = round_to_8_bits(model.synthesize(y.round(), None)[..., : x.shape[-2], : x.shape[-1]])
+        losses.append(float(questions_loss(target.encode_image(shown), read, answers)))
+    assert losses[1] < losses[0]
+
+
+def test_latents_go_no_farther_than_their_reach(target: Target):
+    model, x = small(), photo()
+    y = model.backbone.g_a(pad_to(x, model.factor)).detach()
+    for steps in (2, 12):
+        gone = (refiner(model, target, steps=steps, reach=0.4, attack=10.0)(x) - y).abs().max()
+        assert 0.1 < gone < 0.5
+
+
+def test_a_search_is_told_from_others_by_its_words(target: Target):
+    model = small()
+    told = {repr(Refiner(model, target, captions=list(c))) for c in (CAPTIONS, CAPTIONS[::-1], CAPTIONS)}
+    assert len(told) == 2
+
+
 def test_drift_keeps_what_is_read_in_the_full_version(target: Target):
     model, x = small(), photo()
     key = model.full_condition()
     plain = round_to_8_bits(model.synthesize(model.backbone.g_a(pad_to(x, model.factor)).round(), key)[..., :64, :80])
-    free = {"attack": 10.0, "steps": 12, "learning_rate": 3.0, "lmbda": 1e-9, "rate": 0.0}
+    free = {"attack": 10.0, "steps": 12, "reach": 20.0, "lmbda": 1e-9, "rate": 0.0}
     found = [refiner(model, target, drift=drift, **free)(x) for drift in (0.0, 1e6)]
     drift = [1 - read_like(model, target, plain.detach(), y, key) for y in found]
     assert drift[1] < drift[0] / 2
@@ -129,7 +157,7 @@ def test_a_dear_rate_makes_smaller_files(target: Target):
 def test_the_best_latents_count_and_not_the_last(target: Target):
     model, x = small(), photo()
     y = model.backbone.g_a(pad_to(x, model.factor)).detach()
-    wild = Refiner(model, target, RefineConfig(steps=2, learning_rate=1e3, attack=0, drift=0), CAPTIONS)
+    wild = Refiner(model, target, RefineConfig(steps=2, reach=1e3, attack=0, drift=0), CAPTIONS)
     assert torch.equal(wild(x), y)  # steps that only spoil it leave the encoder's own
 
 
@@ -230,6 +258,6 @@ def test_refusals_say_what_to_do(target: Target):
         Refiner(model, target)
     with pytest.raises(ValueError, match="3000x2000 is too large to refine"):
         Refiner(small(), target, captions=CAPTIONS)(torch.zeros(1, 3, 2000, 3000))
-    for field in ("steps", "learning_rate", "pool"):
+    for field in ("steps", "reach", "pool"):
         with pytest.raises(ValueError, match=f"{field} is 0"):
             RefineConfig(**{field: 0})

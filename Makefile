@@ -58,7 +58,7 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
 	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset imagenet celeba --limit 1000 \
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
-	  $(PSIC) evaluate --checkpoint psic-light-q$$q --plain plain-q$$q --refine 40 --dataset scenes flickr8k --limit 120 \
+	  $(PSIC) evaluate --checkpoint psic-light-q$$q --plain plain-q$$q --refine 40 --dataset scenes flickr8k --limit 150 \
 	    --target lite-clip lite2-clip --cache build/passes --json 'data/results/refined-q$$q-{dataset}.json'; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
 	    --json data/results/captions-q$$q-flickr8k.json; \

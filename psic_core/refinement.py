@@ -38,10 +38,10 @@ class RefineConfig:
 
     steps: int = 40  # of gradient descent on the latents; fewer are faster, and find less
     reach: float = 0.33  # how far a latent can go, in quantisation steps; Adam's learning rate follows from it
-    attack: float = 0.01  # bits per pixel that a unit of the attack's loss is worth, at any rate
+    attack: float = 0.012  # bits per pixel that a unit of the attack's loss is worth, at any rate
     questions: float = 60.0  # beside Eq. 9: another's caption shares half of the attributes, and leaves them right
     away: float = 20.0  # away from what the model reads in the photo
-    drift: float = 2.0  # keeps what the model reads in the full version
+    drift: float = 4.0  # keeps what the model reads in the full version
     mu: float = 1.0  # weight of MSE_e
     rate: float = 2.0  # above 1: bits are dearer to the search than to the codec, which spends them well already
     pool: int = 256  # captions that the least believed one is chosen from

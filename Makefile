@@ -60,6 +60,10 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
 	  $(PSIC) evaluate --checkpoint psic-light-q$$q --plain plain-q$$q --refine 40 --dataset scenes flickr8k --limit 150 \
 	    --target lite-clip lite2-clip --cache build/passes --json 'data/results/refined-q$$q-{dataset}.json'; \
+	  for set in 'kodak --limit 8' 'flickr8k-dev --limit 60'; do \
+	    $(PSIC) evaluate --checkpoint psic-light-q$$q --plain plain-q$$q --refine 40 --dataset $$set \
+	      --cache build/passes --json 'data/results/refined-q$$q-{dataset}.json'; \
+	  done; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
 	    --json data/results/captions-q$$q-flickr8k.json; \
 	  $(PSIC) wrong-keys --checkpoint psic-q$$q --dataset scenes --limit 100 --json data/results/keys-q$$q-scenes.json; \

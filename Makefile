@@ -28,8 +28,7 @@ test: .venv/.installed ## check style, floors and generated pages, then run the 
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	.venv/bin/lint-imports
-	$(RUN) -m psic_core.readme --check
-	$(RUN) -m psic_core.course --check
+	$(RUN) notebooks/upkeep.py --check
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not benchmark' -p no:benchmark -n auto --maxprocesses 4 --dist worksteal
 
 tutorial: .venv/.installed ## execute all notebooks in order, fast profile, into build/tutorial
@@ -40,7 +39,7 @@ tutorial: .venv/.installed ## execute all notebooks in order, fast profile, into
 	done
 
 outputs: .venv/.installed ## execute all notebooks with their defaults and store what they show; renew README's table
-	$(RUN) -m psic_core.course --store
+	$(RUN) notebooks/upkeep.py --store
 
 lab: .venv/.installed ## open the notebooks in JupyterLab
 	$(KERNEL) $(RUN) -m jupyterlab notebooks
@@ -58,12 +57,6 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
 	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset imagenet celeba --limit 1000 \
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
-	  $(PSIC) evaluate --checkpoint psic-light-q$$q --plain plain-q$$q --refine 40 --dataset scenes flickr8k --limit 150 \
-	    --target lite-clip lite2-clip --cache build/passes --json 'data/results/refined-q$$q-{dataset}.json'; \
-	  for set in 'kodak --limit 8' 'flickr8k-dev --limit 60'; do \
-	    $(PSIC) evaluate --checkpoint psic-light-q$$q --plain plain-q$$q --refine 40 --dataset $$set \
-	      --cache build/passes --json 'data/results/refined-q$$q-{dataset}.json'; \
-	  done; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
 	    --json data/results/captions-q$$q-flickr8k.json; \
 	  $(PSIC) wrong-keys --checkpoint psic-q$$q --dataset scenes --limit 100 --json data/results/keys-q$$q-scenes.json; \
@@ -71,9 +64,7 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
 	$(PSIC) rd --dataset flickr8k-dev --limit 200 --json data/results/rd-flickr8k-dev.json
 	$(PSIC) limits --json data/results/limits.json
-	$(PSIC) captions --checkpoint psic-hardened-q2 --plain plain-q2 --dataset flickr8k --limit 500 --cache build/passes \
-	  --json data/results/hardened-captions.json
-	$(RUN) -m psic_core.readme --pictures
+	$(RUN) notebooks/upkeep.py --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep
 	$(RUN) -m ruff check --fix

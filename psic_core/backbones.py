@@ -130,6 +130,22 @@ def levels(model: CompressionModel) -> int | None:
     return len(model.Gain) if takes_level and hasattr(model, "Gain") else None
 
 
+def scale_latents(model: CompressionModel, x: Float[Tensor, "1 3 height width"], spread: float = 6) -> CompressionModel:
+    """Scale the last down-sampling layer of ``g_a``, so that a random model has something to code.
+
+    Args:
+        model: Random weights.
+        x: A picture; its latents get this standard deviation, in steps of the quantiser.
+        spread: Likewise.
+    """
+    *_, last = (layer for layer in model.g_a.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2))
+    gain = model.Gain[2] if levels(model) else 1
+    with torch.no_grad():
+        last.weight *= spread / model.g_a(x).std() / gain
+        last.bias *= 0
+    return model
+
+
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
     """Those of N and M that the constructor takes."""
     if name not in ARCHITECTURES:

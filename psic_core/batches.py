@@ -1,25 +1,29 @@
-"""What one training step sees: which pictures, which crops, and in stage two which cached latents."""
+"""What one training step sees: which pictures, which crops, and in stage two which latents."""
 
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from accelerate import Accelerator
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
+from psic_core.datasets.shards import Shards
+from psic_core.evidence import caption_ids
 from psic_core.pairs import Pairs, Pool
-from psic_core.processes import Processes
+from psic_core.targets import Target
 
 
 class Batch(NamedTuple):
     """What one step sees."""
 
     x: Float[Tensor, "batch 3 crop crop"]
-    y_hat: Float[Tensor, "batch m h w"] | None  # stage two: cached latents of the crop and its surroundings
+    y_hat: Float[Tensor, "batch m h w"] | None  # stage two: latents of the crop and its surroundings
     index: Int64[Tensor, " batch"]
     rng: torch.Generator
     corners: tuple[tuple[int, int], ...] | None = None  # of each crop within what y_hat decodes to; None: whole
@@ -33,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class CachedLatents:
-    """Rounded latents of every picture, whole, which is what decoders really get (DESIGN decision 9).
+    """Rounded latents of every picture, whole, which is what decoders really get.
 
     The codec pads a picture to a multiple of 64 below and to the right. Files do it so; here every second, third
     and fourth chunk of pictures is padded at the other sides, so that a true edge of the picture is seen on each
@@ -125,17 +129,17 @@ def draw(
 
 
 class InMemory:
-    """Batches from pairs that every process holds whole.
+    """Batches from pairs that every process holds whole; each takes its rows of every batch.
 
     Args:
         pairs: With features where the protected version is trained.
         config: The phase.
         model: Encodes the latents of stage two.
-        processes: Each takes its own rows of every batch.
+        accelerator: Knows the other processes.
     """
 
-    def __init__(self, pairs: Pairs, config: TrainConfig, model: PSIC, processes: Processes) -> None:
-        self.pairs, self.config, self.model, self.processes = pairs, config, model, processes
+    def __init__(self, pairs: Pairs, config: TrainConfig, model: PSIC, accelerator: Accelerator) -> None:
+        self.pairs, self.config, self.model, self.accelerator = pairs, config, model, accelerator
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -145,32 +149,90 @@ class InMemory:
         """Stage two: what its decoder starts from, encoded once (by each process)."""
         if self.config.stage != "two":
             return None
-        quiet = self.processes.rank > 0
-        return CachedLatents(self.model, self.pairs, self.processes.accelerator.device, quiet=quiet)
+        quiet = not self.accelerator.is_main_process
+        return CachedLatents(self.model, self.pairs, self.accelerator.device, quiet=quiet)
 
     def batch(self, step: int, rng: torch.Generator) -> Batch:
         """This process's rows of the step's batch."""
-        index = self.processes.own(indices(step, len(self), self.config))
-        return draw(self.pairs, index, self.config, rng, self.latents, self.processes.accelerator.device)
+        index = local_rows(indices(step, len(self), self.config), self.accelerator)
+        return draw(self.pairs, index, self.config, rng, self.latents, self.accelerator.device)
 
-    def clean(self, batch: Batch) -> Float[Tensor, "own d"]:
+    def clean(self, batch: Batch) -> Float[Tensor, "batch d"]:
         """What the target makes of the batch's own pictures."""
         return self.pairs.image_features[batch.index]
 
     def pool(self, batch: Batch) -> Pool:
-        """The pairs of Eq. 5 to 8 for all processes' rows together."""
-        return self.pairs.pool(self.processes.gather(batch.index), self.config.pool, batch.rng)
+        """The pairs of Eq. 5 to 8."""
+        return self.pairs.pool(batch.index, self.config.pool, batch.rng)
 
-    def state(self) -> dict[str, Any]:
-        """Nothing: a batch follows from its step."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Forget the latents: they were another model's.
-
-        Raises:
-            ValueError: The run streamed its pictures.
-        """
-        if state:
-            raise ValueError("the run to resume streamed its pictures; resume it with --stream yes")
+    def restart(self) -> None:
+        """Forget the latents: they were another model's."""
         self.__dict__.pop("latents", None)
+
+
+class Streamed:
+    """Batches from shards that are larger than memory; each process reads for itself.
+
+    Nothing of it is cached: for 3 million pairs of 256 pixels that would be 590 GB of pictures, 12 GB of features
+    (ViT-B/32) and, in stage two, 295 GB of latents (192 channels, 16 bits). So the target reads every batch's clean
+    pictures and captions anew, and in stage two the encoder codes every batch. The pool of Eq. 5 to 8 is the batch
+    and, beyond it, the pairs of the latest batches, whose features are at hand and, the target being frozen, exact.
+
+    Args:
+        shards: Where from.
+        config: The phase.
+        model: Encodes the latents of stage two.
+        target: Reads clean pictures and captions; not needed where only rate and distortion are trained.
+        accelerator: Knows the other processes.
+    """
+
+    latents = None  # none are kept
+
+    def __init__(
+        self, shards: Shards, config: TrainConfig, model: PSIC, target: Target | None, accelerator: Accelerator
+    ) -> None:
+        self.shards, self.config, self.model, self.target = shards, config, model, target
+        self.accelerator, self.loaded = accelerator, None
+        self.now: Pairs | None = None
+        self.earlier: tuple[Pool, list[str]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def batch(self, step: int, rng: torch.Generator) -> Batch:
+        """The next batch, crops and mirroring as for pairs in memory; a run that is resumed draws other pictures."""
+        if self.loaded is None:
+            size = self.config.batch_size // self.accelerator.num_processes
+            self.loaded: Iterator[Pairs] | None = iter(self.shards.loader(size, (self.config.seed, step)))
+        self.now, latents, device = Pairs(*next(self.loaded)), None, self.accelerator.device
+        if self.config.stage == "two":
+            quarter = -(-len(self.now) // 4)  # padded on all four sides, as the cached ones are
+            latents = CachedLatents(self.model, self.now, device, quarter, quiet=True)
+        return draw(self.now, torch.arange(len(self.now)), self.config, rng, latents, device)
+
+    def clean(self, batch: Batch) -> Float[Tensor, "batch d"]:
+        """What the target makes of the batch's own pictures, whole."""
+        if self.now.image_features is None:
+            self.now.image_features = self.target.encode_images(self.now.pictures)
+        return self.now.image_features
+
+    def pool(self, batch: Batch) -> Pool:
+        """The batch, then the latest pairs before it."""
+        words = [caption for (caption,) in self.now.captions]
+        image, text = self.clean(batch), self.target.encode_text(words)
+        if self.earlier is not None:
+            before, more = self.earlier
+            image, text, words = torch.cat([image, before.image]), torch.cat([text, before.text]), words + more
+        pool = Pool(image, text, caption_ids(words))
+        kept = max(0, self.config.pool - len(self.now))
+        self.earlier = (Pool(*(part[:kept] for part in pool)), words[:kept]) if kept else None
+        return pool
+
+    def restart(self) -> None:
+        """Begin a stream of its own."""
+        self.loaded = None
+
+
+def local_rows(whole: Shaped[Tensor, "batch ..."], accelerator: Accelerator) -> Shaped[Tensor, "rows ..."]:
+    """This process's share of what the whole batch has."""
+    return whole.chunk(accelerator.num_processes)[accelerator.process_index]

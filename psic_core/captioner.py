@@ -126,7 +126,7 @@ class LiteCaptioner(Captioner):
     """EfficientNet-Lite2's map before pooling, read by a `CaptionDecoder`.
 
     Args:
-        decoder: Trained by `psic_core.train_captioner`.
+        decoder: Trained by ``data/checkpoints/make_captioner.py``.
         vocabulary: The words by id; begins with `SPECIAL`.
         beams: As in `search`.
         name: What tables call it.
@@ -226,7 +226,7 @@ def load_captioner(name: str = "lite2-captioner", path: str | Path | None = None
 
 def _lite_captioner(path: Path) -> LiteCaptioner:
     if not path.is_file():
-        raise FileNotFoundError(f"no captioner at {path}; `psic train-captioner` makes it")
+        raise FileNotFoundError(f"no captioner at {path}; data/checkpoints/make_captioner.py makes it")
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - it is no dict

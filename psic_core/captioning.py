@@ -16,7 +16,7 @@ from psic_core.eval_sets import EvalSet
 from psic_core.reading import Reader, read
 
 CAPTIONED = ("original", "backbone", "full", "protected", "jpeg")  # jpeg: the null at the protected PSNR
-SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "spice")
+SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider")
 
 
 def caption_report(
@@ -32,9 +32,9 @@ def caption_report(
         cache: Folder that keeps finished passes; ``None`` computes anew.
 
     Returns:
-        ``scores[version]`` with `SCORES` (CIDEr as usual around 0 to 1 here, BLEU and SPICE in [0, 1], SPICE None where
-        it cannot run), ``cider_loss[version]``: the share of the plain codec's CIDEr that is lost, with a 95 %
-        interval over pictures; ``examples``: the first sentences; JSON-ready.
+        ``scores[version]`` with `SCORES` (CIDEr as usual around 0 to 1 here, BLEU in [0, 1]), ``cider_loss[version]``:
+        the share of the plain codec's CIDEr that is lost, with a 95 % interval over pictures;
+        ``examples``: the first sentences; JSON-ready.
 
     Raises:
         ValueError: The data have no captions.
@@ -86,7 +86,7 @@ def table(report: Mapping[str, Any]) -> str:
     """A report as plain text."""
     lines = [f"{report['dataset']}: {report['n']} pictures, captioner {report['captioner']}, {report['bpp']:.3f} bpp"]
     for version, scores in report["scores"].items():
-        shown = "  ".join(f"{name} {100 * value:5.1f}" for name, value in scores.items() if value is not None)
+        shown = "  ".join(f"{name} {100 * value:5.1f}" for name, value in scores.items())
         loss = report["cider_loss"].get(version)
         told = "" if loss is None else f"  CIDEr lost {100 * loss['value']:5.1f} %"
         lines.append(f"{version:10} {shown}{told}")

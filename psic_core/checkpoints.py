@@ -55,16 +55,17 @@ def kept_state(model: PSIC) -> dict[str, torch.Tensor]:
     return {n: t for n, t in model.state_dict().items() if not (n.endswith(DERIVED) or (idle and idle in n))}
 
 
-def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None) -> PSIC:
+def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None, plain: bool = False) -> PSIC:
     """Load a model in eval mode, on the CPU, in float32.
 
     Args:
         path: A file, or the name of a shipped one (``psic-q2``).
         backbone: A model like the one that was wrapped, where CompressAI cannot build it (architecture "custom").
+        plain: Only the plain codec inside: an anchored PSIC without its triggers, trained by the same steps.
 
     Raises:
         FileNotFoundError: Neither a file nor a shipped checkpoint.
-        ValueError: No PSIC checkpoint, or its tensors do not fit its configuration.
+        ValueError: No PSIC checkpoint, or its tensors do not fit its configuration; no plain codec inside.
     """
     found = find_checkpoint(path)
     try:
@@ -82,6 +83,9 @@ def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None) 
     if wrong:
         raise ValueError(f"{found}: tensor {wrong[0]!r} is missing or does not fit {config}")
     model.load_state_dict(tensors, strict=False)
+    if plain and model.kind == "psic" and not config.anchored:
+        raise ValueError(f"{found} is not anchored: without its triggers it is no plain codec; name one of its own")
+    model.kind = "plain" if plain else model.kind
     return model.eval()
 
 

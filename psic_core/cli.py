@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,17 +42,16 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
 
     p = _command(commands, "evaluate", evaluate, "measure a checkpoint on a data set")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
-    p.add_argument("--plain", help="the plain codec of the same rate (default: plain-qN beside psic-qN)")
+    p.add_argument("--plain", help="the plain codec of the same rate (default: the model without its triggers)")
     p.add_argument("--cache", type=Path, help="folder that keeps what was measured: a second run takes seconds")
     p.add_argument("--classes", type=Path, help="for photos: a text file, one class name a line")
     p.add_argument("--target", nargs="+", default=["lite-clip"],
                    help="the model that reads the pictures (%(default)s); further ones go to `transfer`")  # fmt: skip
-    cli_files.refining(p)
     _measuring_options(p, read=False, several=True)
 
     p = _command(commands, "captions", captions, "what a captioner that was never attacked says of each version")
     p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
-    p.add_argument("--plain", help="the plain codec of the same rate (default: plain-qN beside psic-qN)")
+    p.add_argument("--plain", help="the plain codec of the same rate (default: the model without its triggers)")
     p.add_argument("--captioner", default="lite2-captioner",
                    help="or a model of Hugging Face, such as Salesforce/blip2-opt-2.7b (%(default)s)")  # fmt: skip
     p.add_argument("--cache", type=Path, help="folder that keeps what was measured: a second run takes seconds")
@@ -64,21 +62,8 @@ def parser(training: bool = True) -> argparse.ArgumentParser:
     p.add_argument("--lpips", action="store_true", help="LPIPS too; fetches AlexNet's weights, once")
     _measuring_options(p, read=False)
 
-    p = _command(commands, "codecs", codecs, "every architecture of CompressAI under PSIC: identity and overhead")
-    p.add_argument("names", nargs="*", help="architectures; default: all")
-    p.add_argument("--rounds", type=int, default=9, help="of timing (%(default)s)")
-    p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
-
-    p = _command(commands, "scaling", scaling, "time and memory of coding from 0.1 to 24 megapixels")
-    p.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
-    p.add_argument("--megapixels", type=float, nargs="+", help="default: six sizes from 0.1 to 24")
-    p.add_argument("--tile", type=int, metavar="PIXELS", help="as for psic encode")
-    p.add_argument("--seams", type=float, default=4, help="megapixels to compare tiled and whole at (%(default)s)")
-    p.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
-
     p = _command(commands, "limits", limits, "post-processing, unseen models, rivals who adapt: what is left")
-    p.add_argument("checkpoints", nargs="*", default=["psic-q2", "psic-hardened-q2"], help="default: %(default)s")
-    p.add_argument("--plain", default="plain-q2", help="the plain codec of their rate (%(default)s)")
+    p.add_argument("checkpoints", nargs="*", default=["psic-q2"], help="default: %(default)s")
     p.add_argument("--target", default="lite-clip", help="the model that they were made against (%(default)s)")
     p.add_argument("--levels", nargs="+", help="some of the threat model's levels; default: all")
     p.add_argument("--cost", type=float, help="scale their triggers until the shield costs so many dB")
@@ -119,18 +104,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if len(args.dataset) > 1 and "{dataset}" not in str(args.json):
         raise ValueError(f"{args.json} would be written {len(args.dataset)} times; put {{dataset}} into its name")
     sets = [eval_set(name, args.data_root, args.limit, classes=names) for name in args.dataset]
-    plain = load_checkpoint(args.plain or _plain_beside(args.checkpoint))
+    plain = load_plain(args.checkpoint, args.plain)
     model = load_checkpoint(args.checkpoint)
     targets = [load_target(name) for name in args.target]
-    about = {"checkpoint": str(args.checkpoint)}
-    if args.refine:
-        from psic_core.refinement import RefineConfig, Refiner
-
-        model.refine = Refiner(model, targets[0], RefineConfig(steps=args.refine))
-        about["refine"] = asdict(model.refine.config)
     for data in sets:
         report = run(model, plain, data, targets, args.cache)
-        write_json(report | about, str(args.json).replace("{dataset}", data.name))
+        write_json(report | {"checkpoint": str(args.checkpoint)}, str(args.json).replace("{dataset}", data.name))
         print(table(report))
 
 
@@ -143,7 +122,7 @@ def captions(args: argparse.Namespace) -> None:
     from psic_core.evaluation import write_json
 
     data = eval_set(args.dataset, args.data_root, args.limit)
-    plain = load_checkpoint(args.plain or _plain_beside(args.checkpoint))
+    plain = load_plain(args.checkpoint, args.plain)
     captioner = load_captioner(args.captioner)
     report = caption_report(load_checkpoint(args.checkpoint), plain, data, captioner, args.cache)
     write_json(report | {"checkpoint": str(args.checkpoint)}, args.json)
@@ -158,19 +137,8 @@ def rd(args: argparse.Namespace) -> None:
     from psic_core.rate_distortion import load_lpips, rate_distortion, table
 
     distance = load_lpips() if args.lpips else None
-    pairs = {n: (load_checkpoint(n), load_checkpoint(_plain_beside(n))) for n in args.checkpoints}
+    pairs = {n: (load_checkpoint(n), load_checkpoint(n, plain=True)) for n in args.checkpoints}
     report = rate_distortion(pairs, eval_set(args.dataset, args.data_root, args.limit), distance)
-    write_json(report, args.json)
-    print(table(report))
-
-
-def codecs(args: argparse.Namespace) -> None:
-    """``psic codecs``."""
-    from psic_core.bitstream import ARCHITECTURES
-    from psic_core.codec_table import codec_table, table
-    from psic_core.evaluation import write_json
-
-    report = codec_table(args.names or ARCHITECTURES, rounds=args.rounds)
     write_json(report, args.json)
     print(table(report))
 
@@ -181,18 +149,7 @@ def limits(args: argparse.Namespace) -> None:
     from psic_core.limits import LEVELS, run_limits, table
 
     levels = args.levels or tuple(LEVELS)
-    report = run_limits(args.checkpoints, args.plain, args.limit, args.target, levels, args.cost)
-    write_json(report, args.json)
-    print(table(report))
-
-
-def scaling(args: argparse.Namespace) -> None:
-    """``psic scaling``."""
-    from psic_core.evaluation import write_json
-    from psic_core.scaling import SIZES, table
-    from psic_core.scaling import scaling as run
-
-    report = run(args.checkpoint, args.megapixels or SIZES, args.tile, args.seams)
+    report = run_limits(args.checkpoints, args.limit, args.target, levels, args.cost)
     write_json(report, args.json)
     print(table(report))
 
@@ -229,8 +186,8 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
     return p
 
 
-def _plain_beside(checkpoint: str) -> str:
-    path = Path(checkpoint)
-    if not path.name.startswith("psic-"):
-        raise ValueError(f"no plain codec is known for {checkpoint!r}; pass --plain CHECKPOINT")
-    return str(path.with_name("plain-" + path.name.removeprefix("psic-")))
+def load_plain(checkpoint: str, plain: str | None) -> Any:
+    """The plain codec that a model is compared with: one of its own, else the model without its triggers."""
+    from psic_core.checkpoints import load_checkpoint
+
+    return load_checkpoint(plain) if plain else load_checkpoint(checkpoint, plain=True)

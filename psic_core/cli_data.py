@@ -26,36 +26,31 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
 
 def get(args: argparse.Namespace) -> None:
     """``psic data get``."""
-    from psic_core.datasets.catalogue import data_set
-    from psic_core.datasets.download import LOCK
+    from psic_core.datasets.download import catalogue
     from psic_core.datasets.download import get as download
 
-    chosen, root = [data_set(name) for name in args.names], _root(args.data_root)
+    root = _root(args.data_root)
     if root is None:
         raise ValueError("no folder for the data sets: pass --data-root DIR or set PSIC_DATA_ROOT=DIR")
-    for data in chosen:
-        receipts = download(data, root)
-        if not receipts:
-            print(f"{data.name}: is there, in {root / data.name}")
-            continue
-        print(f"{data.name}: {data.pictures:,} pictures in {root / data.name}; {data.terms} ({data.home})")
-        pinned = {source.name: source.md5 for source in data.sources if not source.sha256}
-        for receipt in (r for r in receipts if r.name in pinned):
-            why = "md5 as published" if pinned[receipt.name] else "no checksum is published"
-            print(f"  {receipt.name}: {receipt.bytes:,} bytes, {why}; its sha256 {receipt.sha256} is noted in {LOCK}")
+    for name in args.names:
+        if download(name, root):
+            about = catalogue()[name]
+            print(f"{name}: {about['pictures']:,} pictures in {root / name}; {about['terms']} ({about['home']})")
+        else:
+            print(f"{name}: is there, in {root / name}")
 
 
 def show(args: argparse.Namespace) -> None:
     """``psic data list``."""
-    from psic_core.datasets.catalogue import DATA_SETS
+    from psic_core.datasets.download import catalogue, is_there
 
     root = _root(args.data_root)
-    for data in DATA_SETS.values():
-        size = "size unknown" if data.size is None else f"{data.size / 1e6:,.0f} MB"
-        check = "checksums" if data.published else "no checksum"
-        there = "is there" if root is not None and data.is_in(root) else ""
-        print(f"{data.name:16} {size:>12} {data.pictures:>8,} pictures  {check:12} {there}".rstrip())
-        print(f"{'':16} {data.home} - {data.terms}")
+    for name, about in catalogue().items():
+        sizes = [source.get("size") for source in about["sources"]]
+        size = "size unknown" if None in sizes else f"{sum(sizes) / 1e6:,.0f} MB"
+        there = "is there" if root is not None and is_there(name, root) else ""
+        print(f"{name:16} {size:>12} {about['pictures']:>8,} pictures  {there}".rstrip())
+        print(f"{'':16} {about['home']} - {about['terms']}")
 
 
 def _root(given: str | None) -> Path | None:

@@ -14,8 +14,6 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], checkpoint:
     p.add_argument("--keyword", help="words that will decode the full version")
     p.add_argument("--passphrase", help="the owner's, where the checkpoint does not hold its secret")
     p.add_argument("--quality", type=int, help="level of a variable-rate model, from 0")
-    refining(p)
-    p.add_argument("--target", default="lite-clip", help="the model to refine against (%(default)s)")
     _common(p, checkpoint)
 
     p = command("decode", decode, "decode a .psic file, or a folder: protected, or full with the keyword")
@@ -33,8 +31,7 @@ def encode(args: argparse.Namespace) -> None:
     from psic_core.bitstream import describe
     from psic_core.many import Job, Work, load, make
 
-    about = (args.checkpoint, args.keyword, args.passphrase, args.quality, args.tile, args.refine, args.target)
-    work = Work("encode", *about)
+    work = Work("encode", args.checkpoint, args.keyword, args.passphrase, args.quality, args.tile)
     if args.photo.is_dir():
         return _folder(args.photo, args, work)
     make(Job(args.photo, args.output), work, load(work))
@@ -70,12 +67,6 @@ def read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}")
     return path.read_bytes()
-
-
-def refining(p: argparse.ArgumentParser) -> None:
-    """``--refine``."""
-    p.add_argument("--refine", type=int, default=0, metavar="STEPS",
-                   help="search each photo's latents against the target; 40 take seconds")  # fmt: skip
 
 
 def _common(p: argparse.ArgumentParser, checkpoint: str) -> None:

@@ -1,6 +1,4 @@
-"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``, ``train-target``,
-``train-captioner``.
-"""
+"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``, ``train-target``."""
 
 import argparse
 import inspect
@@ -17,7 +15,7 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     if training:
         _training_options(p)
 
-    p = command("recipe", recipe, "make psic-qN and plain-qN by a named recipe; resumes")
+    p = command("recipe", recipe, "make psic-qN by a named recipe; resumes")
     p.add_argument("name", nargs="?", help="without a name, lists the recipes")
     p.add_argument("--quality", type=int, default=2, help="the rate, 1 to 4 (%(default)s)")
     p.add_argument("-o", "--out", type=Path, default=Path("runs"), help="a folder for each phase is made there")
@@ -37,11 +35,11 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     p.add_argument("--target", default="lite-clip")
     p.add_argument("--weights", type=Path, help="of one bavaft point: write the rival's weights there too, as float16")
 
-    p = command("publish", publish, "write psic-qN and the plain codec inside it, plain-qN, as float16")
+    p = command("publish", publish, "write a trained model as psic-qN, in float16")
     p.add_argument("--checkpoint", required=True, help="the last phase's model.safetensors")
     p.add_argument("--quality", type=int, required=True, help="number of the rate")
     p.add_argument("--strength", type=float, default=1.0, help="scales the triggers (%(default)s: as trained)")
-    p.add_argument("--label", default="", help="for their names: psic-LABEL-qN")
+    p.add_argument("--label", default="", help="for its name: psic-LABEL-qN")
     p.add_argument("-o", "--output", type=Path, required=True, help="folder")
 
     p = command("train-target", train_target, "train the heads of lite-clip, or of its like, on Flickr8k and scenes")
@@ -52,11 +50,6 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser], training: b
     p.add_argument("--scenes", type=int, default=2560, help="pictures of scenes (%(default)s)")
     p.add_argument("--cache", type=Path, default=Path("build/cache"))
     p.add_argument("-o", "--output", type=Path, required=True, help="heads file, .safetensors")
-
-    p = command("train-captioner", train_captioner, "train lite2-captioner's decoder on Flickr8k")
-    p.add_argument("--data-root")
-    p.add_argument("--cache", type=Path, default=Path("build/cache"))
-    p.add_argument("-o", "--output", type=Path, required=True, help="captioner file, .safetensors")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -107,8 +100,7 @@ def publish(args: argparse.Namespace) -> None:
     """``psic publish``."""
     from psic_core.recipes import publish as write
 
-    for path in write(args.checkpoint, args.quality, args.output, args.strength, args.label):
-        print(path)
+    print(write(args.checkpoint, args.quality, args.output, args.strength, args.label))
 
 
 def train_target(args: argparse.Namespace) -> None:
@@ -118,18 +110,11 @@ def train_target(args: argparse.Namespace) -> None:
     make_lite_clip(args.output, args.data_root, args.scenes, args.cache, args.target)
 
 
-def train_captioner(args: argparse.Namespace) -> None:
-    """``psic train-captioner``."""
-    from psic_core.train_captioner import make_captioner
-
-    make_captioner(args.output, args.data_root, args.cache)
-
-
 def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--out", type=Path, required=True, help="folder of this run; a run that is there resumes")
     p.add_argument("--init", help="checkpoint to start from (warm start)")
     p.add_argument("--triggers", help="checkpoint to take trained triggers from, such as one of another rate")
-    p.add_argument("--architecture", help="of a new model: a name in psic codecs (bmshj2018-hyperprior)")
+    p.add_argument("--architecture", help="of a new model: a name of CompressAI's (bmshj2018-hyperprior)")
     p.add_argument("--transforms", help="checkpoint to take g_a and g_s from, for a new model of another architecture")
     p.add_argument("--kind", choices=("psic", "plain"), help="plain: the backbone alone (default: what --init is)")
     p.add_argument("--dataset", dest="datasets", nargs="+", type=str,

@@ -38,7 +38,6 @@ class PSIC(nn.Module):
         self.config = config
         self.secret = secret
         self.kind = "psic"
-        self.refine: tiles.Transform | None = None  # chooses y in g_a's place: `refinement.Refiner`
         anatomy = dissect(backbone)
         try:
             stages, channels = split_stages(anatomy.synthesis, anatomy.y_hat)
@@ -186,8 +185,8 @@ class PSIC(nn.Module):
         x, quality = one_picture(image), self.coder.level(quality, self.config.quality)
         height, width = x.shape[-2:]
         slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
-        y, x = self.refine(x) if self.refine else None, pad_to(x, self.factor)
-        strings, y_hat = self.coder.encode(x, quality, tiles.tile_for(height, width, tile), y)
+        x = pad_to(x, self.factor)
+        strings, y_hat = self.coder.encode(x, quality, tiles.tile_for(height, width, tile))
         return bitstream.pack(
             Stream(
                 architecture=self.config.architecture,

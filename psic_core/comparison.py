@@ -46,7 +46,9 @@ def run_points(names: Sequence[str], folder: Path, out: Path, pictures: int = 30
         return
     order = {known: k for k, known in enumerate(points())}
     out.parent.mkdir(parents=True, exist_ok=True)
-    bench = Bench(load_checkpoint(ablations.PLAIN), eval_set("scenes", limit=pictures), load_target(target))
+    bench = Bench(
+        load_checkpoint(ablations.SHIPPED, plain=True), eval_set("scenes", limit=pictures), load_target(target)
+    )
     for p in chosen:
         what = VARIANTS[p.method].what if p.method in VARIANTS else RIVALS[p.method]
         about = {"name": str(p), "method": p.method, "strength": p.strength, "seed": p.seed, "what": what}
@@ -111,7 +113,7 @@ def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
     path, config = folder / f"{p}.safetensors", phase_config(p)
     if not path.is_file():
         seed_everything(p.seed)
-        rival, attacked = BAvAFT(load_checkpoint(ablations.PLAIN)), load_target(target)
+        rival, attacked = BAvAFT(load_checkpoint(ablations.SHIPPED, plain=True)), load_target(target)
         row = train_bavaft(rival, _pairs(attacked, folder), config, attacked)
         about = {"config": json.dumps(asdict(config)), "target": target, "last": json.dumps(row), **provenance()}
         store_tensors(changed_state(rival), path, about)
@@ -119,7 +121,7 @@ def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
         about = file.metadata()
     if TrainConfig(**json.loads(about["config"])) != config or about["target"] != target:
         raise ValueError(f"{path} was trained otherwise ({about['config']}); choose another --out")
-    return load_bavaft(load_checkpoint(ablations.PLAIN), path), json.loads(about["last"])["seconds"]
+    return load_bavaft(load_checkpoint(ablations.SHIPPED, plain=True), path), json.loads(about["last"])["seconds"]
 
 
 def publish_bavaft(p: Point, folder: Path, path: Path, target: str = "lite-clip") -> None:

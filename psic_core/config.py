@@ -100,10 +100,8 @@ class TrainConfig:
     gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, far too weak (decision 6)
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2 (decision 7)
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
-    moves: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
-    eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on: `expectation`
-    recode: bool = False  # with `eot`: the codec without its triggers is among what happens to pictures
-    purifier: float = 0.0  # share that goes through a rival's purifier instead, who learns beside the model
+    trains: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
+    eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on
     questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # whose turn a step is: one each, by half epochs, or both (decision 8)
@@ -115,8 +113,6 @@ class TrainConfig:
     row_only: bool = False  # Eq. 6 without the captions' side
     center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
     objective: Objective = "uaeo"  # Eq. 9, or another: `attack.attack_loss` says what each is
-    negatives: float = 0.0  # share of the wrong directions that are drawn near the key's, 15 to 75 degrees away
-    searched: int = 0  # gradient steps that each of them then takes towards decoding like the key
     clip_grad: float = 1.0  # longest gradient
     amp: bool = False  # the target in bfloat16, on a GPU; the codec stays float32, as a decoder's arithmetic is
     seed: int = 0  # of everything that is drawn
@@ -130,24 +126,16 @@ class TrainConfig:
             ("direction", ("i2t", "both")),
             ("objective", get_args(Objective)),
             ("preset", get_args(Preset)),
-            ("moves", ("triggers", "codec")),
+            ("trains", ("triggers", "codec")),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
         if not 0 <= self.eot <= 1:
             raise ValueError(f"eot is {self.eot}; it is a share of the pictures, from 0 to 1")
-        if self.recode and not self.eot:
-            raise ValueError("recode is one of eot's transformations; set eot above 0")
-        if not 0 <= self.purifier <= 1:
-            raise ValueError(f"purifier is {self.purifier}; it is a share of the pictures, from 0 to 1")
         if self.questions and self.objective in ("naive", "authors"):
             raise ValueError(f"questions {self.questions} go with targets; objective {self.objective!r} has none")
-        if self.schedule == "mixed" and self.moves == "triggers":
-            raise ValueError("schedule mixed sums both losses, so it cannot spare the codec: it needs moves 'codec'")
-        if not 0 <= self.negatives <= 1:
-            raise ValueError(f"negatives {self.negatives} is a share of the wrong directions; give 0 to 1")
-        if self.searched < 0 or (self.searched and not self.negatives):
-            raise ValueError(f"searched {self.searched}: a number of steps that negatives take; set negatives above 0")
+        if self.schedule == "mixed" and self.trains == "triggers":
+            raise ValueError("schedule mixed sums both losses, so it cannot spare the codec: it needs trains 'codec'")
         for name in ("steps", "batch_size", "crop", "learning_rate", "lmbda", "s", "tau", "save_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")

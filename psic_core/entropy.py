@@ -86,11 +86,7 @@ class EntropyCoder:
 
     @torch.no_grad()
     def encode(
-        self,
-        x: Float[Tensor, "1 3 height width"],
-        quality: int,
-        tile: int = 0,
-        y: Float[Tensor, "1 m h w"] | None = None,
+        self, x: Float[Tensor, "1 3 height width"], quality: int, tile: int = 0
     ) -> tuple[tuple[bytes, ...], Float[Tensor, "1 m h w"]]:
         """CompressAI's strings, and the y_hat that they will decode to.
 
@@ -98,16 +94,13 @@ class EntropyCoder:
             x: The padded picture.
             quality: A variable-rate model's level; without meaning for others.
             tile: Side in pixels of the windows that ``g_a`` sees; 0: the whole picture.
-            y: Latents to code in the place of ``g_a``'s.
 
         Raises:
             ValueError: The model is not float32 on the CPU, or has diverged.
         """
         self.fingerprint()
         g_a = self.backbone.g_a
-        if y is not None:
-            _refuse_wild_latents(g_a, (), y)
-        elif tile and max(x.shape[-2:]) > tile:
+        if tile and max(x.shape[-2:]) > tile:
             y = tiles.tiled(g_a, x, (self.cell, 1), -(-tile // self.cell), self.context, "encoding")
         else:
             y = g_a(x)
@@ -181,7 +174,7 @@ class EntropyCoder:
         return self.current
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def set_quantiles(self) -> None:
         """Put the entropy bottleneck's quantiles where its densities want them, by bisection.
 
         The auxiliary loss only approaches them. The streams change: not for a model with files in use.

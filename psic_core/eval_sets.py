@@ -10,10 +10,9 @@ from jaxtyping import Bool, Float, Int64
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from psic_core.config import data_root
+from psic_core.config import data_dir, data_root
 from psic_core.datasets import DATASETS
-from psic_core.datasets.faces import prompts
-from psic_core.datasets.folders import CaptionedFolder, CelebA, Flickr8k, Folder, ImageNetFolder
+from psic_core.datasets.folders import CaptionedFolder, CelebA, Flickr8k, Folder, ImageNetFolder, read_rows
 from psic_core.datasets.labelled import ClassFolders, labelled
 from psic_core.datasets.scenes import Scenes
 
@@ -105,6 +104,25 @@ def eval_set(
     return _captions(name, Flickr8k(base / "flickr8k", split, size), limit)
 
 
+def face_prompts(attributes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """For each of CelebA's attributes, by its name, a prompt that says yes and one that says no.
+
+    They stand in ``data/celeba_prompts.csv``. The second names the opposite where the language has a word for exactly
+    that, and says "without" or "not" elsewhere.
+
+    Raises:
+        ValueError: A name that CelebA does not have.
+    """
+    rows = read_rows(data_dir() / "celeba_prompts.csv", "attribute", "yes", "no")
+    known = {row["attribute"]: (row["yes"], row["no"]) for row in rows}
+    if unknown := [name for name in attributes if name not in known]:
+        raise ValueError(
+            f"no prompts for the attribute {unknown[0]!r}; the second line of list_attr_celeba.txt may name "
+            f"CelebA's own, {', '.join(known)}"
+        )
+    return tuple(known[name] for name in attributes)
+
+
 def _scenes(n: int, size: int) -> EvalSet:
     scenes = Scenes("test", n, size)
     drawn = [scenes[i] for i in range(n)]
@@ -116,7 +134,7 @@ def _scenes(n: int, size: int) -> EvalSet:
 
 
 def _celeba(faces: CelebA, limit: int | None) -> EvalSet:
-    both = {"attribute_prompts": prompts(faces.attributes), "attributes": faces.labels[:limit]}
+    both = {"attribute_prompts": face_prompts(faces.attributes), "attributes": faces.labels[:limit]}
     return _of("celeba", faces, limit, **both)
 
 

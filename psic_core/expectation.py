@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur, resize
@@ -13,30 +13,26 @@ from psic_core.images import round_to_8_bits
 Picture = Float[Tensor, "1 3 height width"]
 
 
-def process(
-    x: Float[Tensor, "batch 3 height width"],
-    share: float,
-    seeds: Int64[Tensor, " batch"],
-    recode: Callable[[Picture], Picture] | None = None,
+def random_platform_transform(
+    x: Float[Tensor, "batch 3 height width"], share: float, rng: torch.Generator
 ) -> Float[Tensor, "batch 3 height width"]:
     """Each picture as a platform may hand it on: one of `TRANSFORMATIONS`, at a strength of its own, or none.
 
     Args:
         x: As a decoder gives them; rounded to 8 bits first.
         share: Of the pictures that are transformed; the others come back as they are.
-        seeds: One a picture, so that processes that share a batch draw what one would.
-        recode: One more transformation, without a strength: the plain codec.
+        rng: Draws; each picture has a seed of its own.
 
     Returns:
         Pictures at 8 bits, of the same size; gradients flow.
     """
     kinds, shown = list(TRANSFORMATIONS.values()), []
-    kinds += [lambda picture, *_: recode(picture)] * (recode is not None)
+    seeds = torch.randint(2**62, (len(x),), generator=rng)
     for picture, seed in zip(round_to_8_bits(x).split(1), seeds.tolist(), strict=True):
-        rng = torch.Generator().manual_seed(seed)
-        chance, kind, strength = torch.rand(3, generator=rng).tolist()
+        own = torch.Generator().manual_seed(seed)
+        chance, kind, strength = torch.rand(3, generator=own).tolist()
         if chance < share:
-            picture = round_to_8_bits(kinds[int(kind * len(kinds))](picture, strength, rng))
+            picture = round_to_8_bits(kinds[int(kind * len(kinds))](picture, strength, own))
         shown.append(picture)
     return torch.cat(shown)
 
@@ -81,7 +77,7 @@ def median(x: Picture, strength: float, rng: torch.Generator) -> Picture:
     return x + (0.3 + 0.7 * strength) * (middle - x)
 
 
-#: Each takes a picture, a strength in [0, 1) and a generator. What `process` draws from, each as often.
+#: Each takes a picture, a strength in [0, 1) and a generator. `random_platform_transform` draws each as often.
 TRANSFORMATIONS: Mapping[str, Callable[[Picture, float, torch.Generator], Picture]] = {
     "jpeg": jpeg,
     "rescale": rescale,

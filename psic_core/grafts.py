@@ -5,7 +5,7 @@ import torch
 from psic_core.codec import PSIC
 
 
-def graft(donor: PSIC, model: PSIC) -> None:
+def copy_triggers(donor: PSIC, model: PSIC) -> None:
     """Copy trained triggers, and the secret that they answer to, from one model into another of the same shape.
 
     Raises:
@@ -22,7 +22,7 @@ def graft(donor: PSIC, model: PSIC) -> None:
 
 
 @torch.no_grad()
-def graft_transforms(donor: PSIC, model: PSIC) -> None:
+def copy_transforms(donor: PSIC, model: PSIC) -> None:
     """Copy encoder and decoder of one architecture into another that has the same; triggers are left as they are.
 
     CompressAI's hyperprior models differ in their entropy models alone (``bmshj2018-hyperprior``, ``mbt2018-mean``,

@@ -37,11 +37,9 @@ LEVELS = {
 SUMMARY = (
     "as published", "read by lite2-clip", "JPEG 75", "half size and back", "screenshot", "crop to 75 %", "blur 1.5 px",
     "coded again, plain", "median 3 × 3", "total variation", "non-local means", "coded again, triggers left out",
-    "purifier, made with psic-q2", "model's heads trained on psic-q2", "model's heads trained on psic-hardened-q2",
+    "purifier, made with psic-q2", "model's heads trained on psic-q2",
     "a wrong key", "search for confidence", "search for agreement of the stages", "the triggers' equations, solved",
 )  # fmt: skip
-#: What the table of ways to train has a column for.
-OPTIONS = ("as published", "read by lite2-clip", "JPEG 75", "half size and back", "coded again, plain")
 UNSEEN = ("lite1-clip", "lite2-clip")
 OWN = 300  # pictures that a rival protects himself, of the training scenes
 FEW = 2  # files that a search for a condition looks at
@@ -52,7 +50,6 @@ PURIFIERS = {"purifier": 500, "purifier that asks the model": 200}  # steps of t
 
 def run_limits(
     names: Sequence[str],
-    plain: str,
     limit: int,
     target: str = "lite-clip",
     levels: Sequence[str] = tuple(LEVELS),
@@ -61,8 +58,7 @@ def run_limits(
     """Attack several models on the same held-out scenes.
 
     Args:
-        names: Checkpoints of anchored PSIC, over the plain codec's encoder.
-        plain: That codec.
+        names: Checkpoints of anchored PSIC, over one encoder; the first without its triggers is the plain codec.
         limit: Held-out scenes.
         target: The reader that the shields were made for.
         levels: Some of `LEVELS`.
@@ -84,7 +80,7 @@ def run_limits(
     if len(models) < len(names):
         raise ValueError(f"{', '.join(names)}: two models of one name; rename a file or its folder")
     data: EvalSet = eval_set("scenes", limit=limit)
-    suite = Robustness(models, load_checkpoint(plain), data, load_target(target))
+    suite = Robustness(models, load_checkpoint(names[0], plain=True), data, load_target(target))
     if cost is not None:
         suite.equalise(cost)
     runs: dict[str, Callable[[Robustness], None]] = {
@@ -100,7 +96,6 @@ def run_limits(
     about = {
         "models": list(models),
         "cost": cost,
-        "plain": plain,
         "target": target,
         "dataset": data.name,
         "n": data.size,
@@ -204,25 +199,6 @@ def table(report: Mapping[str, Any], tasks: bool = False) -> str:
         rates = [row["null"], *(row["asr"][m] for m in report["models"])]
         rows.append([row["attack"], *(_tasks(r) if tasks else _interval(r["mean"]) for r in rates)])
     return markdown(head, rows)
-
-
-def options_table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each way of training, points of `psic ablate`, at one cost.
-
-    Args:
-        reports: From `run_limits` with ``cost``; a later one may know of more attacks, of some of the models.
-    """
-    found = {(m, row["attack"]): rates["mean"] for r in reports for row in r["rows"] for m, rates in row["asr"].items()}
-    platforms = [row["attack"] for row in reports[0]["rows"] if row["level"] == "platforms"]
-    own = {"its own purifier": "purifier, made with {}", "a search for smoothness": "search for smoothness"}
-    own = {title: a for title, a in own.items() if any((m, a.format(m)) in found for m in reports[0]["models"])}
-    rows = []
-    for model in reports[0]["models"]:
-        cells = [_interval(found[model, a]) for a in OPTIONS]
-        cells.append(f"{100 * sum(found[model, a]['value'] for a in platforms) / len(platforms):.1f}")
-        measured = (found.get((model, attack.format(model))) for attack in own.values())
-        rows.append([f"`{model}`", *cells, *(_interval(e) if e else "–" for e in measured)])
-    return markdown(["trained with", *OPTIONS, "all platforms, mean", *own], rows)
 
 
 def _interval(e: Mapping[str, Any]) -> str:

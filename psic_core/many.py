@@ -40,9 +40,6 @@ class Work:
         passphrase: The owner's, where the checkpoint does not hold its secret.
         quality: Level of a variable-rate model.
         tile: As for `PSIC.compress`.
-        refine: Steps of `psic_core.refinement`, for ``encode``; 0: the encoder's own latents. Files do not tell: one
-            that is there, refined or not, counts as there.
-        target: What the refined file is made against.
         threads: Of PyTorch, in each worker; 0 leaves them alone.
     """
 
@@ -52,8 +49,6 @@ class Work:
     passphrase: str | None = None
     quality: int | None = None
     tile: int | None = None
-    refine: int = 0
-    target: str = "lite-clip"
     threads: int = 0
 
 
@@ -97,7 +92,7 @@ def run(jobs: Sequence[Job], work: Work, workers: int = 1, overwrite: bool = Fal
         overwrite: Make all anew.
 
     Raises:
-        ValueError: The model cannot do it, or there are no workers.
+        ValueError: The model cannot do it, there are no workers, or one was killed.
         FileNotFoundError: No such checkpoint.
     """
     if workers < 1:
@@ -118,7 +113,7 @@ def load(work: Work) -> PSIC:
     """The model, able to do the work.
 
     Raises:
-        ValueError: A keyword is to be sealed, or latents refined, and the secret is missing; no such quality.
+        ValueError: A keyword is to be sealed and the secret is missing; no such quality.
         FileNotFoundError: No such checkpoint.
     """
     model = load_checkpoint(work.checkpoint)
@@ -127,11 +122,6 @@ def load(work: Work) -> PSIC:
     model.coder.level(work.quality, model.config.quality)
     if work.task == "encode" and work.keyword and model.secret is None:
         raise ValueError("this checkpoint does not hold its secret; pass --passphrase PASSPHRASE")
-    if work.refine:
-        from psic_core.refinement import RefineConfig, Refiner  # with the target's libraries, which take seconds
-        from psic_core.targets import load_target
-
-        model.refine = Refiner(model, load_target(work.target), RefineConfig(steps=work.refine))
     return model
 
 
@@ -170,25 +160,17 @@ def _outcomes(jobs: list[Job], work: Work, workers: int, model: PSIC) -> Iterato
     if workers <= 1:
         yield from ((job, _attempt(job, work, model)) for job in jobs)
         return
-    while jobs:
-        threads = max(1, torch.get_num_threads() // workers)
-        spare = replace(work, threads=threads)
-        lost = []
-        pool = ProcessPoolExecutor(workers, _context(), _start, (spare,))
-        try:
-            futures = {pool.submit(_in_worker, job, spare): job for job in jobs}
-            for future in as_completed(futures):
-                try:
-                    yield futures[future], future.result()
-                except BrokenProcessPool:
-                    lost.append(futures[future])
-        finally:
-            pool.shutdown(cancel_futures=True)
-        # A worker was killed, by the system for memory perhaps. Alone, one after another, they show which file it is.
-        jobs = [job for job in jobs if job in lost]
-        if jobs and workers == 1:
-            yield jobs.pop(0), "its process was killed; there may be too little memory: try --tile 512"
-        workers = 1
+    spare = replace(work, threads=max(1, torch.get_num_threads() // workers))
+    with ProcessPoolExecutor(workers, _context(), _start, (spare,)) as pool:
+        futures = {pool.submit(_in_worker, job, spare): job for job in jobs}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                raise ValueError(
+                    "a process was killed, for want of memory perhaps: try fewer --workers or --tile 512; files that "
+                    "are done stay, run again for the others"
+                ) from None
 
 
 def _context() -> BaseContext:

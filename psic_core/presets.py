@@ -1,14 +1,13 @@
-"""Named recipes: the phases that make a pair ``psic-qN``, ``plain-qN``. What ``psic recipe`` runs."""
+"""Named recipes: the phases that make a ``psic-qN``. What ``psic recipe`` runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from psic_core.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.config import RATES, CodecConfig, TrainConfig
-from psic_core.processes import started
 from psic_core.recipes import SHIELD, Phase, publish, run_phase
+from psic_core.trainer import started
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,6 @@ class Recipe:
     first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
     triggers: str | None = None  # what stage two takes its triggers from
     pictures: int | None = None  # of stage two
-    label: str = ""  # in the names of what it makes: psic-LABEL-qN
 
 
 _OURS = ("flickr8k", "scenes")
@@ -30,17 +28,16 @@ _WIDE = CodecConfig(n=128, m=192)  # CompressAI's own width at these rates
 def _other(architecture: str) -> Recipe:
     """Another entropy model for the shipped transforms and triggers."""
     return Recipe(
-        f"{architecture} with the transforms of plain-qN and the triggers of psic-qN, on a CPU: half an hour",
+        f"{architecture} with the transforms and the triggers of psic-qN, on a CPU: half an hour",
         {
             "plain": TrainConfig(steps=400, learning_rate=5e-4),
             "two": TrainConfig("two", 300, 12, 160, learning_rate=7e-4, gamma=56, pool=32, **SHIELD),
         },
-        Phase(_OURS, codec=CodecConfig(architecture=architecture), transforms="plain-q{quality}"),
+        Phase(_OURS, codec=CodecConfig(architecture=architecture), transforms="psic-q{quality}"),
         "psic-q{quality}", 960,
     )  # fmt: skip
 
 
-_HARDER = TrainConfig("two", 900, 8, 160, learning_rate=5e-4, gamma=56, pool=32, **SHIELD)
 _GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD)
 # fmt: off
 RECIPES = {
@@ -59,14 +56,6 @@ RECIPES = {
             "two": TrainConfig("two", 2600, 12, 160, learning_rate=1e-3, gamma=60, pool=32, **SHIELD),
         },
         Phase(_OURS), None, 2880,
-    ),
-    "hardened": Recipe(
-        "psic-qN trained on against two models at once, through what platforms do to pictures; on a CPU: an hour",
-        {
-            "two": replace(_HARDER, steps=900, eot=0.75),
-            "harder": replace(_HARDER, steps=1300, eot=1.0, recode=True),
-        },
-        Phase(_OURS, init="psic-q{quality}", target="lite-clip+lite1-clip"), None, 1920, "hardened",
     ),
     "other-mean": _other("mbt2018-mean"),
     "other-context": _other("mbt2018"),
@@ -96,9 +85,9 @@ RECIPES = {
         "--dataset shards:PATTERN (gamma is ours: at the paper's 1 nothing is protected)",
         {
             "one": TrainConfig("one", 200 * 23_437, 128, 256, learning_rate=1e-4, final_learning_rate=1e-4, pool=128,
-                               trigger_rate=1, moves="codec", schedule="sessions"),
+                               trigger_rate=1, trains="codec", schedule="sessions"),
             "two": TrainConfig("two", 100 * 23_437, 128, 256, learning_rate=1e-5, final_learning_rate=1e-5, pool=128,
-                               trigger_rate=1, moves="codec", schedule="sessions"),
+                               trigger_rate=1, trains="codec", schedule="sessions"),
         },
         Phase(_OURS, kind="psic", target="ViT-B-32/openai", size=256, codec=replace(_WIDE, residual=0, anchored=False)),
     ),
@@ -164,8 +153,7 @@ def run_recipe(
         changes: As in `phases`.
 
     Returns:
-        The checkpoints: ``psic-qN`` and ``plain-qN`` in ``folder``; of a model that is not anchored, its last phase's.
-        None where another process writes them.
+        The checkpoint ``psic-qN`` in ``folder``; none where another process writes it.
     """
     folder = folder / "dry-run" if dry_run else folder
     accelerator = started()
@@ -176,18 +164,4 @@ def run_recipe(
         accelerator.print(f"{out}: stage {config.stage}, {config.steps} steps of {config.batch_size} pictures")
         run_phase(config.fast() if dry_run else config, phase, out)
     with accelerator.main_process_first():
-        return (
-            _published(out / "model.safetensors", quality, folder, RECIPES[name].label)
-            if accelerator.is_main_process
-            else []
-        )
-
-
-def _published(final: Path, quality: int, folder: Path, label: str) -> list[Path]:
-    if load_checkpoint(final).config.anchored:
-        return list(publish(final, quality, folder, label=label))
-    model = load_checkpoint(final)
-    model.config = replace(model.config, quality=quality)
-    path = folder / f"psic-q{quality}.safetensors"
-    save_checkpoint(model, path, model.card, half=True, publish_secret=True)
-    return [path]
+        return [publish(out / "model.safetensors", quality, folder)] if accelerator.is_main_process else []

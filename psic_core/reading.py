@@ -140,8 +140,6 @@ def _paths(
     if cache is None:
         return [None] * len(readers)
     total = hashlib.sha256(repr((LAYOUT, model.config, model.secret, data.size, tuple(versions))).encode())
-    if model.refine is not None:
-        total.update((repr(model.refine) + digest(model.refine.target)).encode())
     for codec in (model, plain):
         total.update(digest(codec).encode())
     for i in range(data.size):

@@ -16,16 +16,14 @@ from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.scenes import Scenes
-from psic_core.datasets.shards import read_shards
-from psic_core.datasets.streaming import Shards
-from psic_core.grafts import graft, graft_transforms, scale_triggers
-from psic_core.logs import join_logs
+from psic_core.datasets.shards import Shards, read_shards
+from psic_core.files import join_logs
+from psic_core.grafts import copy_transforms, copy_triggers, scale_triggers
 from psic_core.metrics import recall_at_k
 from psic_core.pairs import Pairs
-from psic_core.processes import started
 from psic_core.targets import LITE_CLIPS, LITE_SIZE, Target, load_target
 from psic_core.train_target import HeadConfig, train_lite_clip
-from psic_core.trainer import Trainer
+from psic_core.trainer import Trainer, started
 
 STREAM_ABOVE = 2 * 10**9  # bytes of shards: what is larger is not loaded into memory unless that is asked for
 SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two as what ships was trained
@@ -116,9 +114,9 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     if phase.transforms:
         if phase.init:
             raise ValueError(f"transforms {phase.transforms!r} are for new models; {phase.init!r} has its own")
-        graft_transforms(load_checkpoint(phase.transforms), model)
+        copy_transforms(load_checkpoint(phase.transforms), model)
     if phase.triggers:
-        graft(load_checkpoint(phase.triggers), model)
+        copy_triggers(load_checkpoint(phase.triggers), model)
     if phase.kind != "plain" and config.stage != "plain":
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
@@ -183,30 +181,22 @@ def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
     return pairs if target is None else pairs.with_features(target, cache)
 
 
-def publish(
-    checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0, label: str = ""
-) -> tuple[Path, Path]:
-    """Write a trained PSIC as ``psic-qN`` and the plain codec inside it as ``plain-qN``, both float16, and their log.
-
-    Of another architecture than the course's, ``psic-ARCHITECTURE-qN`` and so on.
-
-    The plain codec is the model without its triggers: what the full version is decoded with, trained by the same
-    steps (DESIGN decision 11).
+def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0, label: str = "") -> Path:
+    """Write a trained PSIC as ``psic-qN``, float16, and its log; another architecture's name stands before the rate.
 
     Args:
-        checkpoint: Of an anchored PSIC.
+        checkpoint: Of a PSIC.
         quality: The number N of the rate, 1 to 255; it goes into every file's header.
-        folder: Where both go.
+        folder: Where it goes.
         strength: Scales all triggers: below 1 the protected version comes nearer to the photo, and protects less.
-        label: Goes into the names, before the rate: ``psic-LABEL-qN``.
+        label: Goes into the name, before the rate: ``psic-LABEL-qN``.
 
     Raises:
-        ValueError: The strength is not above 0; the model is plain, or its key's triggers are not zero, so that its
-            full version is no plain codec.
+        ValueError: The strength is not above 0; the model is plain.
     """
     model = load_checkpoint(checkpoint)
-    if model.kind != "psic" or not model.config.anchored:
-        raise ValueError(f"{checkpoint}: only an anchored PSIC holds its plain codec; train a plain one of its own")
+    if model.kind != "psic":
+        raise ValueError(f"{checkpoint} is a plain codec: it protects nothing; name a PSIC")
     if not strength > 0:
         raise ValueError(f"strength {strength} leaves no protection; give a number above 0, 1 for the model as trained")
     scale_triggers(model, strength)
@@ -214,14 +204,12 @@ def publish(
     model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
     other = model.config.architecture != CodecConfig().architecture
     label = "-".join([*[model.config.architecture] * other, *[label] * bool(label), f"q{quality}"])
-    paths = folder / f"psic-{label}.safetensors", folder / f"plain-{label}.safetensors"
-    for path, kind in zip(paths, ("psic", "plain"), strict=True):
-        model.kind = kind
-        save_checkpoint(model, path, model.card, half=True, publish_secret=True)
+    path = folder / f"psic-{label}.safetensors"
+    save_checkpoint(model, path, model.card, half=True, publish_secret=True)
     own = Path(checkpoint).parent
     runs = [own.parent / Path(phase["init"]).parent.name for phase in model.card["history"] if phase["init"]]
     join_logs([*runs, own], folder / f"psic-{label}.csv")
-    return paths
+    return path
 
 
 def make_lite_clip(

@@ -9,7 +9,6 @@ from typing import Any
 from psic_core.checkpoints import read_card
 from psic_core.evaluation import unpack_flips
 from psic_core.metrics import Estimate, flip_rate
-from psic_core.rate_distortion import bd_rate
 from psic_core.versions import VERSIONS
 
 TASKS = {
@@ -47,7 +46,7 @@ def reports(folder: Path, kind: str = "psic") -> dict[str, dict[int, dict[str, A
 
     Args:
         folder: ``data/results``.
-        kind: ``psic``; ``refined``, of refined files; or ``captions`` for what the captioner says.
+        kind: ``psic``, or ``captions`` for what the captioner says.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for quality, report in _by_quality(folder, kind):
@@ -84,25 +83,6 @@ def rates_table(found: Reports) -> str:
             p, cells = r["psnr"], _successes(r["asr"], "protected")
             same = f"{p['full']:.2f} dB" if abs(p["full"] - p["backbone"]) < 0.005 else f"{p['full']:.2f} dB (full)"
             rows.append([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{p['protected'] - p['full']:+.2f} dB", *cells])
-    return markdown(head, rows)
-
-
-def refined_table(found: Reports) -> str:
-    """Refined files, rate by rate: what the search costs the file and both versions, what it gains, the null."""
-    head, rows = ["pictures", "rate", "bpp", "full", "protected", *SHORT.values(), "full (null)"], []
-    for name, by_rate in found.items():
-        for quality, r in by_rate.items():
-            p = r["psnr"]
-            size = f"{r['bpp']:.3f} ({100 * (r['bpp'] / r['bpp_backbone'] - 1):+.1f} %)"
-            against = [f"{p[v] - p[w]:+.2f} dB" for v, w in (("full", "backbone"), ("protected", "full"))]
-            won, null = (_successes(r["asr"], version) for version in ("protected", "full"))
-            rows.append([f"{name} ({r['n']})", f"q{quality}", size, *against, *won, " / ".join(null)])
-        curves = [
-            {"bpp": [r[b] for r in by_rate.values()], "psnr": [r["psnr"][v] for r in by_rate.values()]}
-            for b, v in (("bpp_backbone", "backbone"), ("bpp", "full"))
-        ]
-        if (saved := bd_rate(*curves)) is not None:
-            rows.append([name, "BD-rate", f"{saved:+.1f} %", *["–"] * 7])
     return markdown(head, rows)
 
 
@@ -162,28 +142,17 @@ def transfer_table(found: Reports) -> str:
 
 def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     """What a captioner says of each version, the mean over the rates."""
-    names = {f"bleu{n}": f"BLEU@{n}" for n in (1, 2, 3, 4)} | {"cider": "CIDEr", "spice": "SPICE"}
+    names = {f"bleu{n}": f"BLEU@{n}" for n in (1, 2, 3, 4)} | {"cider": "CIDEr"}
     first = next(iter(found.values()))
-    shown = [n for n in names if all(r["scores"]["original"].get(n) is not None for r in found.values())]
-    head, rows = ["version", *(names[n] for n in shown), "CIDEr lost", "same sentence as plain"], []
+    head, rows = ["version", *names.values(), "CIDEr lost", "same sentence as plain"], []
     for version in (v for v in VERSIONS if v in first["scores"]):
-        cells = [_percent(_mean(found, "scores", version, n)) for n in shown]
+        cells = [_percent(_mean(found, "scores", version, n)) for n in names]
         lost = first["cider_loss"].get(version)
         cells += ["–", "–"] if lost is None else [
             f"{_percent(_mean(found, 'cider_loss', version, 'value'))} %",
             f"{100 * _mean(found, 'same_as_backbone', version):.0f} %",
         ]  # fmt: skip
         rows.append([NAMES.get(version, version), *cells])
-    return markdown(head, rows)
-
-
-def shields_captions_table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a captioner says under several shields of one rate, by name: CIDEr in percent, and how much is lost."""
-    head, rows = ["shield", "CIDEr, plain codec", "protected", "lost", "lost to JPEG at this PSNR"], []
-    for name, report in found.items():
-        scores = (_percent(report["scores"][v]["cider"]) for v in ("backbone", "protected"))
-        lost = (report["cider_loss"][v] for v in ("protected", "jpeg"))
-        rows.append([f"`{name}`", *scores, *(interval(e["value"], e["ci95"]) for e in lost)])
     return markdown(head, rows)
 
 
@@ -228,6 +197,36 @@ def speed_table(report: Mapping[str, Any]) -> str:
         if name != "provenance":
             rows.append([name, f"{r['ours_s']:.3f} s", f"{r['theirs_s']:.3f} s", f"{r['ratio']:.2f}"])
     return f"{markdown(head, rows)}\n\nOn {report['provenance']['hardware']}."
+
+
+def codecs_table(report: Mapping[str, Any]) -> str:
+    """Every image architecture of CompressAI under PSIC: does it work, and what do the triggers cost?"""
+    head, rows = ["architecture", "N, M", "identical", "round trip", "decoder g_s, ms", "triggers, ms", "% of g_s",
+                  "% of decoding"], []  # fmt: skip
+    for row in report["rows"]:
+        same = row["wraps"] and row["same_strings"] and row["zero_init_identical"]
+        cells = [f"{row['n']}, {row['m']}", "yes" if same else "NO", "yes" if row["round_trips"] else "NO"]
+        cells += [f"{row['synthesis_ms']:.0f}", f"{row['triggers_ms']:+.1f}"]
+        cells += [f"{row[f'triggers_percent_of_{what}']:+.0f}" for what in ("synthesis", "decode")]
+        rows.append([row["architecture"], *cells])
+    return markdown(head, rows)
+
+
+def scaling_table(report: Mapping[str, Any]) -> str:
+    """Time and memory over the size of the picture."""
+    head, rows = ["megapixels", "encode, CPU s", "decode, CPU s", "CPU s a megapixel", "peak memory, GB"], []
+    for row in report["rows"]:
+        each = (row["encode_s"] + row["decode_s"]) / row["megapixels"]
+        cells = [f"{row[k]:.1f}" for k in ("megapixels", "encode_s", "decode_s")]
+        rows.append([*cells, f"{each:.2f}", f"{row['peak_mb'] / 1000:.2f}"])
+    told = []
+    if growth := report.get("growth"):
+        told.append(f"Time grows with the pixels to the power of {growth['encode']:.2f} (encode) and "
+                    f"{growth['decode']:.2f} (decode); 1 is linear.")  # fmt: skip
+    if seams := report.get("seams"):
+        cost = abs(seams["protected"]["psnr_whole"] - seams["protected"]["psnr_tiled"])
+        told.append(f"At {seams['megapixels']:.1f} megapixels windows cost {cost:.6f} dB.")
+    return f"{markdown(head, rows)}\n\n{' '.join(told)}" if told else markdown(head, rows)
 
 
 def others_table(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -56,11 +56,7 @@ def code_versions(
 
 def compress_plain(plain: PSIC, x: Float[Tensor, "1 3 height width"], model: PSIC, file: bytes) -> bytes:
     """``plain.compress(x)``, which is ``file`` where ``model`` wrote that with the same encoder and entropy model."""
-    same = (
-        model.refine is None
-        and plain.fingerprint() == model.fingerprint()
-        and plain.config.quality == model.config.quality
-    )
+    same = plain.fingerprint() == model.fingerprint() and plain.config.quality == model.config.quality
     return file if same else plain.compress(x)
 
 

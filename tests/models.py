@@ -7,9 +7,8 @@ from compressai.models import CompressionModel
 from torch import Tensor, nn
 
 from psic_core import keys
-from psic_core.backbones import build_backbone
+from psic_core.backbones import build_backbone, scale_latents
 from psic_core.codec import PSIC
-from psic_core.codec_table import enliven
 from psic_core.triggers import CLTG
 
 OWNER = "the owner's words"
@@ -41,7 +40,7 @@ def sizes(name: str) -> dict[str, int]:
 def backbone(name: str) -> CompressionModel:
     """CompressAI's own model, small, random, with latents that are not all zero."""
     torch.manual_seed(3)
-    return enliven(build_backbone(name, **sizes(name)).eval(), picture(128, 128))
+    return scale_latents(build_backbone(name, **sizes(name)).eval(), picture(128, 128))
 
 
 @functools.cache

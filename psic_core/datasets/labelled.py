@@ -11,7 +11,6 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from psic_core.datasets.folders import Folder, ImageNetFolder, read_rows
 
 SYNSET = re.compile(r"n\d{8}")
-WORD_LISTS = ("synset_words.txt", "LOC_synset_mapping.txt")  # Caffe's and Kaggle's: "n01440764 tench, Tinca tinca"
 _FIRST, _LAST = "n01440764", "n15075141"  # of the 1,000 synsets of ILSVRC 2012, tench and toilet tissue
 
 
@@ -71,54 +70,29 @@ class ClassFolders(Folder):
 def class_names(root: Path, folders: Sequence[str]) -> list[str]:
     """What the classes of some folders are called in a prompt.
 
-    A list in ``root`` says it: ``classes.csv`` (``synset,class_name``), ``synset_words.txt`` or
-    ``LOC_synset_mapping.txt`` (a synset, then its words, of which the first counts). Without one, a folder's name is
-    the class's, underscores read as spaces. Where all 1,000 synsets of ImageNet are there (in a word list, or as
-    folders), the names are CLIP's own, in which crane the bird is not crane the machine (Radford et al. 2021).
+    ``classes.csv`` in ``root`` says it (``synset,class_name``). Without one, a folder's name is the class's,
+    underscores read as spaces; where the folders are all 1,000 synsets of ImageNet, the names are CLIP's own, in which
+    crane the bird is not crane the machine (Radford et al. 2021).
 
     Args:
-        root: Folder of the lists.
+        root: Folder of the list.
         folders: Names of the classes' folders, sorted.
 
     Raises:
         ValueError: The list has no line for a folder, or a folder is named by its synset and there is no list.
     """
-    path, known = _listed(root)
-    if path is None and _is_imagenet(folders):
-        return list(IMAGENET_CLASSNAMES)
-    if path is None:
-        bare = [f for f in folders if SYNSET.fullmatch(f)]
-        if bare:
-            raise ValueError(
-                f"{bare[0]!r} is a synset, no name, and no list in {str(root)!r} translates it: looked for "
-                f"classes.csv with the columns synset,class_name, and for {' and '.join(WORD_LISTS)}"
-            )
-        return [f.replace("_", " ") for f in folders]
-    unknown = [f for f in folders if f not in known]
-    if unknown:
-        raise ValueError(f"{path} has no line for the folder {unknown[0]!r}; add its class's name")
-    return [known[f] for f in folders]
-
-
-def _listed(root: Path) -> tuple[Path | None, dict[str, str]]:
-    """The list of class names that is there, and the name of each synset."""
     path = root / "classes.csv"
     if path.is_file():
-        return path, {row["synset"]: row["class_name"] for row in read_rows(path, "synset", "class_name")}
-    path = next((root / name for name in WORD_LISTS if (root / name).is_file()), None)
-    if path is None:
-        return None, {}
-    pairs = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    bare = [pair[0] for pair in pairs if len(pair) < 2]
-    if bare:
-        raise ValueError(f"{path}: {bare[0]!r} has no words; a line is 'n01440764 tench, Tinca tinca'")
-    known = {synset: words.partition(",")[0].strip() for synset, words in pairs}
-    if _is_imagenet(sorted(known)):
-        known = dict(zip(sorted(known), IMAGENET_CLASSNAMES, strict=True))
-    return path, known
-
-
-def _is_imagenet(synsets: Sequence[str]) -> bool:
-    """Whether sorted names are the 1,000 synsets of ILSVRC 2012, which then stand in the order of CLIP's names."""
-    same = len(synsets) == len(IMAGENET_CLASSNAMES) and (synsets[0], synsets[-1]) == (_FIRST, _LAST)
-    return same and all(map(SYNSET.fullmatch, synsets))
+        known = {row["synset"]: row["class_name"] for row in read_rows(path, "synset", "class_name")}
+        if unknown := [f for f in folders if f not in known]:
+            raise ValueError(f"{path} has no line for the folder {unknown[0]!r}; add its class's name")
+        return [known[f] for f in folders]
+    synsets = [f for f in folders if SYNSET.fullmatch(f)]
+    if len(synsets) == len(IMAGENET_CLASSNAMES) and (synsets[0], synsets[-1]) == (_FIRST, _LAST):
+        return list(IMAGENET_CLASSNAMES)
+    if synsets:
+        raise ValueError(
+            f"{synsets[0]!r} is a synset, no name, and no list in {str(root)!r} translates it: looked for classes.csv "
+            "with the columns synset,class_name"
+        )
+    return [f.replace("_", " ") for f in folders]

@@ -9,10 +9,9 @@ from pathlib import Path
 import checks
 import nbformat
 import pytest
+import upkeep
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-
-from psic_core import course
 
 TIMEOUT = 900  # seconds a notebook
 DIFFERS = """\
@@ -21,13 +20,13 @@ regex: (Python|torch|psic_core|ipywidgets) [0-9][^, \\n]*
 replace: \\1 of any version
 """  # what a strict comparison lets differ, in nbval's format
 
-each_notebook = pytest.mark.parametrize("path", course.notebooks(), ids=lambda path: path.stem)
-each_solution = pytest.mark.parametrize("path", course.solutions(), ids=lambda path: path.stem)
+each_notebook = pytest.mark.parametrize("path", upkeep.notebooks(), ids=lambda path: path.stem)
+each_solution = pytest.mark.parametrize("path", upkeep.solutions(), ids=lambda path: path.stem)
 
 
 def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
     """Run a module of this very environment, whatever other Jupyter kernels the machine knows."""
-    return course.run_module(folder, *command, timeout=TIMEOUT)
+    return upkeep.run_module(folder, *command, timeout=TIMEOUT)
 
 
 def papermill(source: Path, result: Path, *options: object) -> NotebookNode:
@@ -111,12 +110,12 @@ def test_solutions_run_and_hold(path: Path, tmp_path: Path):
 
 
 def test_each_notebook_has_its_solutions():
-    assert [p.name for p in course.notebooks()] == [p.name for p in course.solutions()]
+    assert [p.name for p in upkeep.notebooks()] == [p.name for p in upkeep.solutions()]
 
 
 def test_readmes_table_and_the_colab_cells_are_up_to_date(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["course", "--check"])
-    assert course.main() == 0
+    monkeypatch.setattr(sys, "argv", ["upkeep", "--check"])
+    assert upkeep.main() == 0
 
 
 def write(path: Path, *cells: str) -> Path:

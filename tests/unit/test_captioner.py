@@ -188,7 +188,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
 
 
 def test_an_absent_file_says_how_to_make_it(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="none.safetensors.*psic train-captioner"):
+    with pytest.raises(FileNotFoundError, match="none.safetensors.*make_captioner"):
         load_captioner("lite2-captioner", tmp_path / "none.safetensors")
 
 

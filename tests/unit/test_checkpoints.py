@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,19 @@ def test_a_plain_model_leaves_its_triggers_out(model: PSIC, path: Path):
     assert again.kind == "plain"
     assert torch.equal(again(X)["x_hat"], model(X)["x_hat"])
     assert again.compress(X) == model.compress(X)
+
+
+def test_the_plain_codec_inside_is_the_model_without_its_triggers(model: PSIC, path: Path):
+    save_checkpoint(model, path, publish_secret=True)
+    plain = load_checkpoint(path, plain=True)
+    assert plain.kind == "plain"
+    file = plain.compress(X)
+    assert file == model.compress(X)
+    assert torch.equal(plain.decompress_tensor(file), model.decompress_tensor(file, "mine"))
+    free = PSIC.build(replace(model.config, anchored=False))
+    save_checkpoint(free, path)
+    with pytest.raises(ValueError, match="is not anchored: without its triggers it is no plain codec"):
+        load_checkpoint(path, plain=True)
 
 
 def test_the_secret_is_stored_only_when_published(model: PSIC, path: Path):

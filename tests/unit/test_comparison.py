@@ -119,7 +119,7 @@ def test_bavaft_trains_encoder_and_trigger_alone(pairs):
 
 
 def test_bavaft_lowers_its_loss(pairs):
-    rival, target = BAvAFT(load_checkpoint("plain-q2")), load_target("tiny")
+    rival, target = BAvAFT(load_checkpoint("psic-q2", plain=True)), load_target("tiny")
     config = TrainConfig("two", 1, 6, 64, warmup=1, learning_rate=1e-9, gamma=500, pool=8)
     first = train_bavaft(rival, pairs, config, target, progress=False)
     train_bavaft(rival, pairs, replace(config, steps=12, learning_rate=5e-3), target, progress=False)
@@ -194,7 +194,7 @@ def test_the_codec_in_the_loop_gives_what_files_give_and_a_gradient():
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_checkpoint(tiny("plain"), tmp_path / "plain.safetensors")
-    monkeypatch.setattr(ablations, "PLAIN", str(tmp_path / "plain.safetensors"))
+    monkeypatch.setattr(ablations, "SHIPPED", str(tmp_path / "plain.safetensors"))
     monkeypatch.setattr(ablations, "SCENES", 12)
     monkeypatch.setattr(ablations, "BASE", replace(ablations.BASE, steps=3, batch_size=4, crop=64, warmup=1, pool=6))
     monkeypatch.setattr(comparison, "PGD_STEPS", 2)
@@ -222,7 +222,7 @@ def test_points_go_into_one_file_in_their_order(quick: Path, capsys: pytest.Capt
         ["bavaft@60", "pgd-before@24", "pgd-through@30"], 2
     )
     config = json.loads((runs / "paper@56" / "run.json").read_text())["config"]
-    assert config["moves"] == "codec"
+    assert config["trains"] == "codec"
     assert json.loads((runs / "uaeo@56#1" / "run.json").read_text())["config"]["seed"] == 1
     assert (runs / "stage-one@56-before" / "model.safetensors").is_file()
     for name, line in found.items():

@@ -7,10 +7,11 @@ import torch
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from PIL import Image
 
+from psic_core.config import data_dir
 from psic_core.datasets import DATASETS
-from psic_core.datasets.faces import PROMPTS, prompts
+from psic_core.datasets.folders import read_rows
 from psic_core.datasets.scenes import Scenes
-from psic_core.eval_sets import eval_set
+from psic_core.eval_sets import eval_set, face_prompts
 
 
 def paint(path: Path, level: int = 100) -> None:
@@ -57,7 +58,7 @@ def test_real_data_sets_by_name(limit: int | None, root: Path):
     assert (flickr.size, len(flickr.captions), flickr.picture(0).shape) == (n, n, (3, 64, 64))
     celeba = eval_set("celeba", root, limit, 64)
     assert celeba.attributes.tolist() == [[True, False], [False, False]][:n]
-    assert celeba.attribute_prompts == (PROMPTS["Wearing_Hat"], PROMPTS["Young"])
+    assert celeba.attribute_prompts == face_prompts(["Wearing_Hat", "Young"])
     imagenet = eval_set("imagenet", root, limit, 64)
     assert (imagenet.classes, imagenet.labels.tolist()) == (("hen", "tench"), [0, 1][:n])
     kodak = eval_set("kodak", root, limit)
@@ -122,17 +123,15 @@ def test_classes_reads_a_flat_folder_with_a_list_as_imagenet(root: Path):
 
 
 def test_each_of_forty_attributes_has_two_prompts_of_its_own():
-    assert len(PROMPTS) == 40
-    words = [prompt for pair in PROMPTS.values() for prompt in pair]
+    names = [row["attribute"] for row in read_rows(data_dir() / "celeba_prompts.csv", "attribute", "yes", "no")]
+    assert len(names) == 40
+    words = [prompt for pair in face_prompts(names) for prompt in pair]
     assert len(set(words)) == 80
     assert all(" photo of a" in prompt and "_" not in prompt for prompt in words)
-    assert PROMPTS["Male"] == ("a photo of a man", "a photo of a woman")
-    assert PROMPTS["No_Beard"] == ("a photo of a person without a beard", "a photo of a person with a beard")
-
-
-def test_prompts_come_in_the_order_of_the_attributes():
-    assert prompts(["Young", "Bald"]) == (PROMPTS["Young"], PROMPTS["Bald"])
-    assert prompts(list(PROMPTS)) == tuple(PROMPTS.values())
+    assert face_prompts(["No_Beard", "Male"]) == (
+        ("a photo of a person without a beard", "a photo of a person with a beard"),
+        ("a photo of a man", "a photo of a woman"),
+    )
 
 
 def test_an_unknown_attribute_is_named(root: Path):

@@ -8,12 +8,10 @@ from models import picture
 from torch import Tensor
 
 from psic_core.config import TrainConfig
-from psic_core.expectation import TRANSFORMATIONS, process
+from psic_core.expectation import TRANSFORMATIONS, random_platform_transform
 from psic_core.images import round_to_8_bits
 from psic_core.metrics import psnr
 from psic_core.versions import jpeg as real_jpeg
-
-SEEDS = torch.arange(40)
 
 
 def rng() -> torch.Generator:
@@ -47,46 +45,30 @@ def test_jpeg_is_near_to_pillows(strength: float):
 
 def test_the_share_of_pictures_is_changed_and_all_have_8_bits():
     x = many()
-    shown = process(x, 0.5, SEEDS)
+    shown = random_platform_transform(x, 0.5, rng())
     changed = (shown != x).flatten(1).any(1)
     assert 10 < changed.sum() < 30
     assert torch.allclose((shown * 255).round() / 255, shown, atol=1e-6)
-    assert torch.equal(process(x, 0.0, SEEDS), x)
-    assert (process(x, 1.0, SEEDS) != x).flatten(1).any(1).all()
+    assert torch.equal(random_platform_transform(x, 0.0, rng()), x)
+    assert (random_platform_transform(x, 1.0, rng()) != x).flatten(1).any(1).all()
 
 
 def test_every_transformation_has_its_turn(monkeypatch: pytest.MonkeyPatch):
     seen = []
     for name in TRANSFORMATIONS:
         monkeypatch.setitem(TRANSFORMATIONS, name, lambda x, s, r, name=name: seen.append(name) or x)
-    process(many(), 1.0, SEEDS)
+    random_platform_transform(many(), 1.0, rng())
     assert set(seen) == set(TRANSFORMATIONS)
 
 
-def test_a_picture_is_changed_by_its_own_seed_wherever_it_stands():
+def test_the_generator_decides():
     x = many(6)
-    whole = process(x, 0.8, SEEDS[:6])
-    halves = torch.cat([process(x[:3], 0.8, SEEDS[:3]), process(x[3:], 0.8, SEEDS[3:6])])
-    assert torch.equal(whole, halves)
-    assert not torch.equal(process(x, 0.8, SEEDS[6:12]), whole)
+    shown = random_platform_transform(x, 0.8, rng())
+    assert torch.equal(random_platform_transform(x, 0.8, rng()), shown)
+    assert not torch.equal(random_platform_transform(x, 0.8, torch.Generator().manual_seed(6)), shown)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_share_that_is_none_is_refused(share: float):
     with pytest.raises(ValueError, match=f"eot is {share}"):
         replace(TrainConfig(), eot=share)
-
-
-def test_recoding_is_one_more_transformation():
-    seen = []
-    x = many()
-    shown = process(x, 1.0, SEEDS, lambda picture: seen.append(picture) or 0 * picture)
-    black = (shown == 0).flatten(1).all(1)
-    assert len(seen) == int(black.sum())
-    assert 1 <= len(seen) <= 20
-    assert not (process(x, 1.0, SEEDS) == 0).flatten(1).all(1).any()
-
-
-def test_recoding_without_transformations_is_refused():
-    with pytest.raises(ValueError, match="recode.*set eot above 0"):
-        TrainConfig(recode=True)

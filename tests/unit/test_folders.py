@@ -298,11 +298,11 @@ def animals(tmp_path: Path) -> Path:
     return tmp_path
 
 
-WORDS = "n01440764 tench, Tinca tinca\nn01514859 hen\n\nn02012849 crane\nn03126707 crane\n"
+WORDS = "synset,class_name\nn01440764,tench\nn01514859,hen\nn02012849,crane\nn03126707,crane\n"
 
 
 def test_class_folders_take_turns(animals: Path):
-    (animals / "synset_words.txt").write_text(WORDS)
+    (animals / "classes.csv").write_text(WORDS)
     data = ClassFolders(animals, 20)
     assert data.classes == ("tench", "hen", "crane")
     assert [f"{p.parent.name[-2:]}{p.stem}" for p in data.files] == ["64a", "59a", "49a", "59z", "49b", "49c"]
@@ -312,14 +312,13 @@ def test_class_folders_take_turns(animals: Path):
 
 def test_folders_of_one_class_name_are_one_class(animals: Path):
     paint(animals / "n03126707" / "a.jpg")
-    (animals / "LOC_synset_mapping.txt").write_text(WORDS)
+    (animals / "classes.csv").write_text(WORDS)
     data = ClassFolders(animals)
     assert data.classes == ("tench", "hen", "crane")
     assert data.labels.tolist() == [0, 1, 2, 2, 1, 2, 2]
 
 
-def test_class_names_come_from_a_table_before_a_word_list(animals: Path):
-    (animals / "synset_words.txt").write_text(WORDS)
+def test_class_names_come_from_a_table(animals: Path):
     rows = ["class_name,synset", '"hen, brown",n01514859', "fish,n01440764", "crane bird,n02012849"]
     (animals / "classes.csv").write_text("\n".join(rows))
     assert labelled(animals).classes == ("fish", "hen, brown", "crane bird")
@@ -334,24 +333,18 @@ def thousand() -> list[str]:
 def test_the_thousand_synsets_have_clips_names(tmp_path: Path):
     names = class_names(tmp_path, thousand())
     assert (len(names), names[0], names[134], names[999]) == (1000, "tench", "crane bird", "toilet paper")
-    lines = [f"{synset} word {i}, another" for i, synset in enumerate(thousand())]
-    (tmp_path / "synset_words.txt").write_text("\n".join(reversed(lines)))
-    assert class_names(tmp_path, ["n02012849"]) == ["crane bird"]
-    (tmp_path / "synset_words.txt").write_text("\n".join(lines[:-1]))
-    assert class_names(tmp_path, ["n02012849"]) == ["word 134"]
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (None, r"'n01440764' is a synset.*classes\.csv.*synset,class_name.*synset_words\.txt and LOC_synset_mapping"),
-        ("n01440764 tench\n", r"synset_words\.txt has no line for the folder 'n01514859'"),
-        ("n01440764\n", r"synset_words\.txt: 'n01440764' has no words"),
+        (None, r"'n01440764' is a synset.*classes\.csv.*synset,class_name"),
+        ("synset,class_name\nn01440764,tench\n", r"classes\.csv has no line for the folder 'n01514859'"),
     ],
 )
 def test_synsets_that_nobody_translates_are_named(words: str | None, says: str, animals: Path):
     if words:
-        (animals / "synset_words.txt").write_text(words)
+        (animals / "classes.csv").write_text(words)
     with pytest.raises(ValueError, match=says):
         ClassFolders(animals)
 

@@ -27,7 +27,7 @@ def report() -> dict:
         patch.setattr(limits, "PURIFIERS", {"purifier": 2, "purifier that asks the model": 1})
         patch.setattr(limits, "PLATFORMS", {k: limits.PLATFORMS[k] for k in ("PNG", "crop to 75 %")})
         patch.setattr(limits, "DENOISERS", {k: limits.DENOISERS[k] for k in ("5 bits",)})
-        return run_limits(["psic-q2"], "plain-q2", 10)
+        return run_limits(["psic-q2"], 10)
 
 
 def rates(report: dict, attack: str) -> tuple[dict, dict]:
@@ -76,25 +76,6 @@ def test_the_table_has_a_row_an_attack_under_its_level(report: dict):
     assert by_task[2].split(" / ")[0] == f"{100 * published['t2i']['value']:.0f}"
 
 
-def test_ways_to_train_stand_side_by_side(report: dict):
-    """The second report knows what the first has not measured; a model without its own purifier has a dash."""
-    models = {"models": ["psic-q2", "other"]}
-    twice = [r | {"asr": r["asr"] | {"other": r["asr"]["psic-q2"]}} for r in report["rows"] if r["level"] != "rival"]
-    first, second = report | models | {"rows": twice}, report
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "OPTIONS", ("as published", "PNG"))
-        one, other = (cells(line) for line in limits.options_table([first, second]).splitlines()[2:])
-    assert [one[0], other[0]] == ["`psic-q2`", "`other`"]
-    assert one[1:4] == other[1:4]
-    attacks = [a for a in dict.fromkeys(r["attack"] for r in report["rows"] if r["level"] == "platforms")]
-    mean = sum(rates(report, a)[0]["mean"]["value"] for a in attacks) / len(attacks)
-    assert one[3] == f"{100 * mean:.1f}"
-    purified = rates(report, "purifier, made with psic-q2")[0]["mean"]["value"]
-    assert one[4].startswith(f"{100 * purified:.1f} [")
-    assert other[4] == "–"
-    assert one[5] == other[5] == limits._interval(rates(report, "search for smoothness")[0]["mean"])
-
-
 def test_the_figure_shows_the_attacks_asked_for(report: dict):
     figure = charts.limits(report, ["PNG", "as published"])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["as published", "PNG"]
@@ -109,7 +90,7 @@ def test_the_figure_shows_the_attacks_asked_for(report: dict):
 )
 def test_a_suite_of_nothing_is_refused(names: list[str], levels: tuple[str, ...], message: str):
     with pytest.raises(ValueError, match=message):
-        run_limits(names, "plain-q2", 4, levels=levels)
+        run_limits(names, 4, levels=levels)
 
 
 def test_a_runs_model_goes_by_its_folders_name(tmp_path: Path):
@@ -117,12 +98,12 @@ def test_a_runs_model_goes_by_its_folders_name(tmp_path: Path):
     paths = [str(tmp_path / run / "model.safetensors") for run in ("one", "two")]
     for path in paths:
         save_checkpoint(model, path, publish_secret=True)
-    found = run_limits(paths, "plain-q2", 8, levels=("none",), cost=0.5)
+    found = run_limits(paths, 8, levels=("none",), cost=0.5)
     assert (found["models"], found["cost"]) == (["one", "two"], 0.5)
     level = found["rows"][0]["psnr"]
     assert level["one"] == level["two"]
     with pytest.raises(ValueError, match="two models of one name"):
-        run_limits([paths[0], paths[0]], "plain-q2", 8)
+        run_limits([paths[0], paths[0]], 8)
 
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""Named recipes, from their phases to the pair that they write."""
+"""Named recipes, from their phases to the model that they write."""
 
 import csv
 import json
@@ -18,8 +18,8 @@ from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.grafts import graft, graft_transforms
-from psic_core.logs import join_logs, write_log
+from psic_core.files import join_logs, write_log
+from psic_core.grafts import copy_transforms, copy_triggers
 from psic_core.presets import RATES, RECIPES, phases, run_recipe
 from psic_core.recipes import Phase, run_phase, starting_model
 
@@ -56,13 +56,13 @@ def test_unknown_names_and_rates_are_refused():
         phases("gpu", 9, Path("runs"))
 
 
-def test_a_dry_run_makes_the_pair_and_does_nothing_twice(small: None, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_dry_run_makes_the_model_and_does_nothing_twice(small: None, tmp_path: Path, capsys: pytest.CaptureFixture):
     command = ["recipe", "cpu-lite", "--quality", "3", "-o", str(tmp_path), "--dry-run", "--dataset", "scenes",
                "--target", "tiny"]  # fmt: skip
     assert main(command) == 0
     folder = tmp_path / "dry-run"
-    psic, plain = (load_checkpoint(folder / f"{kind}-q3.safetensors") for kind in ("psic", "plain"))
-    assert (psic.kind, psic.config.quality, plain.kind) == ("psic", 3, "plain")
+    psic = load_checkpoint(folder / "psic-q3.safetensors")
+    assert (psic.kind, psic.config.quality) == ("psic", 3)
     history = read_card(folder / "psic-q3.safetensors")["card"]["history"]
     assert [p["config"]["stage"] for p in history] == ["plain", "two"]
     assert {p["config"]["lmbda"] for p in history} == {RATES[3]}
@@ -101,13 +101,13 @@ def test_the_recipes_are_listed(capsys: pytest.CaptureFixture):
 # --- where a phase starts from ----------------------------------------------------------------------
 
 
-def test_grafted_triggers_answer_as_the_donors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_copied_triggers_answer_as_the_donors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     donor = awaken(PSIC.build(SMALL))
     save_checkpoint(donor, tmp_path / "donor.safetensors", publish_secret=True)
     torch.manual_seed(5)
     model = PSIC.build(SMALL)
     model.secret = None
-    graft(load_checkpoint(tmp_path / "donor.safetensors"), model)
+    copy_triggers(load_checkpoint(tmp_path / "donor.safetensors"), model)
     assert model.secret == donor.secret
     y_hat = torch.randn(1, 12, 4, 4, generator=torch.Generator().manual_seed(0)).round()
     beta = torch.zeros(1, 16)
@@ -122,10 +122,10 @@ def test_triggers_that_do_not_fit_are_refused():
     model, plain = PSIC.build(SMALL), PSIC.build(SMALL)
     plain.kind = "plain"
     with pytest.raises(ValueError, match="plain codec has no triggers"):
-        graft(plain, model)
+        copy_triggers(plain, model)
     for other in (replace(SMALL, n=16), replace(SMALL, residual=0), replace(SMALL, anchored=False)):
         with pytest.raises(ValueError, match="do not fit"):
-            graft(PSIC.build(other), model)
+            copy_triggers(PSIC.build(other), model)
 
 
 @pytest.mark.parametrize("architecture", ["mbt2018-mean", "mbt2018"])
@@ -134,23 +134,23 @@ def test_transforms_move_into_another_architecture(architecture: str):
     torch.manual_seed(5)
     model = PSIC.build(replace(SMALL, architecture=architecture))
     fresh = [p.clone() for p in model.g_s.triggers.parameters()]
-    graft_transforms(donor, model)
+    copy_transforms(donor, model)
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     y = model.backbone.g_a(x)
     assert torch.equal(y, donor.backbone.g_a(x))
     assert torch.equal(model.g_s.plain(y), donor.g_s.plain(y))
     assert all(torch.equal(a, b) for a, b in zip(fresh, model.g_s.triggers.parameters(), strict=True))
     with pytest.raises(ValueError, match="transforms of .* do not fit"):
-        graft_transforms(donor, PSIC.build(replace(SMALL, architecture=architecture, n=16)))
+        copy_transforms(donor, PSIC.build(replace(SMALL, architecture=architecture, n=16)))
 
 
 def test_only_a_new_model_takes_transforms(tmp_path: Path):
     first, second = (phase for _, phase, _ in phases("other-mean", 3, tmp_path))
-    assert (first.transforms, second.transforms) == ("plain-q3", None)
+    assert (first.transforms, second.transforms) == ("psic-q3", None)
     assert (first.triggers, second.triggers) == (None, "psic-q3")
     assert first.codec.architecture == second.codec.architecture == "mbt2018-mean"
-    with pytest.raises(ValueError, match="transforms 'plain-q2' are for new models; 'psic-q2' has its own"):
-        run_phase(RECIPES["cpu-hop"].phases["plain"], Phase(init="psic-q2", transforms="plain-q2"), tmp_path)
+    with pytest.raises(ValueError, match="transforms 'psic-q2' are for new models; 'psic-q2' has its own"):
+        run_phase(RECIPES["cpu-hop"].phases["plain"], Phase(init="psic-q2", transforms="psic-q2"), tmp_path)
 
 
 def test_a_model_of_the_zoo_gets_triggers(monkeypatch: pytest.MonkeyPatch):

@@ -27,7 +27,7 @@ def target() -> Target:
 
 @pytest.fixture(scope="module")
 def suite(target: Target) -> Robustness:
-    return Robustness({"mine": load_checkpoint("psic-q2")}, load_checkpoint("plain-q2"), SCENES, target)
+    return Robustness({"mine": load_checkpoint("psic-q2")}, load_checkpoint("psic-q2", plain=True), SCENES, target)
 
 
 def pair() -> tuple[PSIC, PSIC]:
@@ -119,7 +119,7 @@ def test_a_model_over_another_encoder_is_refused(target: Target):
 
 
 def test_triggers_are_scaled_until_every_shield_costs_the_same(target: Target):
-    suite = Robustness({"mine": load_checkpoint("psic-q2")}, load_checkpoint("plain-q2"), SCENES, target)
+    suite = Robustness({"mine": load_checkpoint("psic-q2")}, load_checkpoint("psic-q2", plain=True), SCENES, target)
     x = suite.bench.x
     plain = sum(map(psnr, suite.shown[PLAIN], x)) / len(x)
     before = plain - sum(map(psnr, suite.shown["mine"], x)) / len(x)

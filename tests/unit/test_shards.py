@@ -1,15 +1,22 @@
 """WebDataset shards as img2dataset writes them, damaged members included."""
 
 import io
+import math
 import tarfile
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from psic_core.datasets.shards import SkippedSample, read_shards, shard_files
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig, TrainConfig
+from psic_core.datasets.shards import Shards, SkippedSample, read_shards, shard_files
 from psic_core.recipes import load_pairs
+from psic_core.targets import load_target
+from psic_core.trainer import Trainer
 
 
 def picture(colour: str, suffix: str = "png") -> bytes:
@@ -42,11 +49,6 @@ def test_pictures_and_captions_come_in_order(folder: Path):
         assert captions == [("a red wall",), ("grün",), ("the sea",)]
         assert pictures[0].float().mean((1, 2)).tolist() == [255, 0, 0]
         assert pictures[1].float().mean((1, 2)).tolist() == [0, 128, 0]
-
-
-def test_a_limit_stops_reading(folder: Path):
-    pictures, captions = read_shards(str(folder), 16, limit=2)
-    assert len(pictures) == len(captions) == 2
 
 
 @pytest.mark.parametrize(
@@ -91,3 +93,51 @@ def test_they_are_a_data_set_like_others(folder: Path):
     assert len(pairs) == 3
     assert pairs.pictures.dtype == torch.uint8
     assert pairs.captions[2] == ("the sea",)
+
+
+# --- without end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_shows_every_pair_and_never_ends(folder: Path, workers: int):
+    shards = Shards(str(folder), 16, workers)
+    assert len(shards) == 3
+    seen, loader = Counter(), iter(shards.loader(4, (0, 0)))
+    for _ in range(30):
+        pictures, captions = next(loader)
+        assert pictures.shape == (4, 3, 16, 16)
+        for picture, (caption,) in zip(pictures, captions, strict=True):
+            assert picture.float().mean((1, 2)).argmax() == {"a red wall": 0, "grün": 1, "the sea": 2}[caption]
+            seen[caption] += 1
+    assert min(seen.values()) > 10
+
+
+def test_a_stream_is_decided_by_its_seed(folder: Path):
+    def first(seed: tuple[int, int]) -> list[str]:
+        _, captions = next(iter(Shards(str(folder), 16, 0).loader(40, seed)))
+        return [caption for (caption,) in captions]
+
+    assert first((0, 5)) == first((0, 5))
+    assert first((0, 5)) != first((0, 6))  # a run that is resumed draws anew
+
+
+def test_pairs_are_counted_as_img2dataset_counted_them(folder: Path):
+    (folder / "00000_stats.json").write_text('{"successes": 7}')
+    assert len(Shards(str(folder), 16)) == 8
+    (folder / "00001.tar").write_bytes(b"no tar file at all")
+    with pytest.raises(ValueError, match=r"00001\.tar is no tar file"):
+        len(Shards(str(folder), 16))
+
+
+@pytest.mark.parametrize("stage", ["plain", "one", "two"])
+def test_a_phase_trains_from_a_stream(folder: Path, stage: str):
+    shards, target = Shards(str(folder), 64, 0), load_target("tiny")
+    torch.manual_seed(0)
+    model = PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8))
+    run = Trainer(model, shards, replace(TrainConfig(stage).fast(), steps=4, pool=6, schedule="sessions"), target)
+    rows = run.fit()
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    if stage == "two":
+        assert all("l_uc" in row for row in rows)
+        assert len(run.source.earlier[1]) == 2  # a pool of 6 beyond a batch of 4

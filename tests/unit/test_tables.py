@@ -68,19 +68,6 @@ def test_a_full_version_that_is_not_the_plain_codecs_is_said_so(folder: Path):
     assert "26.00 dB (full)" in tables.rates_table(found)
 
 
-def test_refined_files_are_held_against_the_plain_codecs(folder: Path):
-    found = tables.reports(folder)
-    for quality, r in found["scenes"].items():
-        r |= {"bpp": 0.11 * quality, "bpp_backbone": 0.1 * quality}
-        r["psnr"] |= {"backbone": 25.0 + quality, "full": 25.0 + quality, "protected": 24.6 + quality}
-    rows = [cells(line) for line in tables.refined_table(found).splitlines()[2:]]
-    assert rows[0][1:5] == ["q1", "0.110 (+10.0 %)", "+0.00 dB", "-0.40 dB"]
-    assert rows[0][6] == "50.0"
-    assert rows[-1][1:3] == ["BD-rate", "+10.0 %"]
-    only = {"scenes": {1: found["scenes"][1]}}
-    assert "BD-rate" not in tables.refined_table(only)  # one rate has no curve
-
-
 def test_the_papers_figure_stands_beside_its_own_kind_of_pictures(folder: Path):
     found = tables.reports(folder)
     row = tables.success_table({"flickr8k": found["scenes"]}).splitlines()[-1]
@@ -128,8 +115,8 @@ def test_data_sets_stand_in_one_order_and_kinds_apart(folder: Path):
     assert tables.reports(folder, "nothing") == {}
 
 
-def captioned(cider: float, spice: float | None) -> dict:
-    scores = {f"bleu{n}": 0.5 / n for n in (1, 2, 3, 4)} | {"cider": cider, "spice": spice}
+def captioned(cider: float) -> dict:
+    scores = {f"bleu{n}": 0.5 / n for n in (1, 2, 3, 4)} | {"cider": cider}
     return {
         "bpp": 0.5, "scores": dict.fromkeys(("original", "backbone", "full", "protected"), scores),
         "cider_loss": {"full": {"value": 0.0}, "protected": {"value": 0.4}},
@@ -138,20 +125,9 @@ def captioned(cider: float, spice: float | None) -> dict:
 
 
 def test_captions_by_version():
-    found = {1: captioned(0.4, None), 2: captioned(0.6, 0.1)}
-    head, _, *rows = tables.captions_table(found).splitlines()
-    assert "SPICE" not in head  # one rate has none
+    _, _, *rows = tables.captions_table({1: captioned(0.4), 2: captioned(0.6)}).splitlines()
     assert cells(rows[0]) == ["original", "50.0", "25.0", "16.7", "12.5", "50.0", "–", "–"]
     assert cells(rows[3])[-2:] == ["40.0 %", "25 %"]
-    assert "SPICE" in tables.captions_table({1: captioned(0.4, 0.1)}).splitlines()[0]
-
-
-def test_what_shields_do_to_a_captioner():
-    report = captioned(0.4, None)
-    report["scores"] = {v: {"cider": 0.4} for v in ("backbone", "protected")}
-    report["cider_loss"] = {v: {"value": k, "ci95": [k / 2, 1.5 * k]} for v, k in (("protected", 0.4), ("jpeg", -0.02))}
-    (row,) = tables.shields_captions_table({"one": report}).splitlines()[2:]
-    assert cells(row) == ["`one`", "40.0", "40.0", "40.0 [20.0, 60.0]", "-2.0 [-1.0, -3.0]"]
 
 
 # --- charts -----------------------------------------------------------------------------------------
@@ -171,7 +147,7 @@ def test_charts_draw_what_the_reports_say(folder: Path):
     for r in found["flickr8k"].values():
         r["score"] = {"i2t": dict.fromkeys(charts.VERSIONS, 0.5), "t2i": dict.fromkeys(charts.VERSIONS, 0.4)}
         r["asr"]["t2i"] = r["asr"]["i2t"]
-    drawn = lines(charts.performance(found, {1: captioned(0.4, None)}))
+    drawn = lines(charts.performance(found, {1: captioned(0.4)}))
     assert len(drawn) == 4
     assert drawn["image→text, Flickr8k (%)"]["protected"] == [[0.1, 50.0], [0.2, 50.0]]
     assert drawn["captions, CIDEr (%)"]["full"] == [[0.5, 40.0]]

@@ -1,24 +1,28 @@
-"""Every image architecture of CompressAI under PSIC, in one table: does it work, and what do the triggers cost?"""
+"""Every image architecture of CompressAI under PSIC: does it work, and what do the triggers cost?
+
+``python tests/benchmarks/codecs.py data/results/codecs.json`` writes what `psic_core.tables.codecs_table` shows.
+"""
 
 import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from compressai.models import CompressionModel
 from jaxtyping import Float
 from skimage import data, transform
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from psic_core import bitstream
-from psic_core.backbones import build_backbone, default_sizes, levels
+from psic_core.backbones import build_backbone, default_sizes, scale_latents
 from psic_core.bitstream import ARCHITECTURES
 from psic_core.checkpoints import provenance
 from psic_core.codec import PSIC
 from psic_core.entropy import SCALES
+from psic_core.evaluation import write_json
 from psic_core.images import pad_to
 
 
@@ -53,25 +57,9 @@ def codec_table(
     return about | {"rows": rows, "provenance": provenance()}
 
 
-def enliven(model: CompressionModel, x: Float[Tensor, "1 3 height width"], spread: float = 6) -> CompressionModel:
-    """Scale the last down-sampling layer of ``g_a``, so that a random model has something to code.
-
-    Args:
-        model: Random weights.
-        x: A picture; its latents get this standard deviation, in steps of the quantiser.
-        spread: Likewise.
-    """
-    *_, last = (layer for layer in model.g_a.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2))
-    gain = model.Gain[2] if levels(model) else 1
-    with torch.no_grad():
-        last.weight *= spread / model.g_a(x).std() / gain
-        last.bias *= 0
-    return model
-
-
 def _row(name: str, n: int, m: int, x: Float[Tensor, "1 3 height width"], rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    own = enliven(build_backbone(name, n, m).eval(), x)
+    own = scale_latents(build_backbone(name, n, m).eval(), x)
     model = PSIC.wrap(copy.deepcopy(own)).eval()
     own.update(scale_table=SCALES, force=True)
     rate = model.coder.rate(model.config.quality)
@@ -128,17 +116,5 @@ def _in_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]
     return [statistics.median(times[1:]) for times in taken]
 
 
-def table(report: dict[str, Any]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| architecture | N, M | identical | round trip | decoder g_s, ms | triggers, ms | % of g_s | % of decoding |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        same = row["wraps"] and row["same_strings"] and row["zero_init_identical"]
-        lines.append(
-            f"| {row['architecture']} | {row['n']}, {row['m']} | {'yes' if same else 'NO'} "
-            f"| {'yes' if row['round_trips'] else 'NO'} | {row['synthesis_ms']:.0f} | {row['triggers_ms']:+.1f} "
-            f"| {row['triggers_percent_of_synthesis']:+.0f} | {row['triggers_percent_of_decode']:+.0f} |"
-        )
-    return "\n".join(lines)
+if __name__ == "__main__":
+    write_json(codec_table(), sys.argv[1])

@@ -1,7 +1,11 @@
-"""Trains the captioner's decoder on Flickr8k over cached maps of the locked network; dev CIDEr chooses the epoch."""
+"""Trains the captioner's decoder on Flickr8k over cached maps of the locked network; dev CIDEr chooses the epoch.
+
+``python data/checkpoints/make_captioner.py DATA_ROOT OUTPUT.safetensors`` writes it with a JSON of figures.
+"""
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -183,3 +187,7 @@ def captioner_figures(captioner: LiteCaptioner, root: str | None, split: str, ca
     said = captioner.words(torch.cat([search(captioner.decoder, m, captioner.beams) for m in maps.split(50)]))
     scores = caption_scores(said, flickr.captions)
     return {name: round(scores[name], 4) for name in ("bleu1", "bleu2", "bleu3", "bleu4", "cider")}
+
+
+if __name__ == "__main__":
+    make_captioner(Path(sys.argv[2]), sys.argv[1], Path("build/cache"))

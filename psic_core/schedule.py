@@ -1,4 +1,4 @@
-"""Which parameters a phase trains, and which of them each of its objectives moves."""
+"""Which parameters each objective of a phase trains, and whose turn a step is (paper section 3.4)."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ def freeze(model: PSIC, config: TrainConfig, attacks: bool) -> None:
     model.train().requires_grad_(True)
     if config.stage == "two":
         model.backbone.eval().requires_grad_(False)
-        model.g_s.stages.requires_grad_(not attacks or config.moves == "codec")
+        model.g_s.stages.requires_grad_(not attacks or config.trains == "codec")
     if not attacks:
         model.g_s.triggers.requires_grad_(False)
 
 
-def learned(model: PSIC, config: TrainConfig, objective: str) -> list[dict[str, Any]]:
+def parameter_groups(model: PSIC, config: TrainConfig, objective: str) -> list[dict[str, Any]]:
     """An objective's parameter groups: the codec's, and the triggers' at a rate of their own, as they start from 0.
 
     Args:
@@ -36,7 +36,7 @@ def learned(model: PSIC, config: TrainConfig, objective: str) -> list[dict[str, 
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")]
     codec = [p for n, p in named if "triggers" not in n]
     triggers = [p for n, p in named if "triggers" in n]
-    if objective == "protected" and config.moves == "triggers":
+    if objective == "protected" and config.trains == "triggers":
         codec = []
     if objective == "full" and model.config.anchored and config.schedule != "mixed":
         triggers = []  # the key's are zero whatever they are
@@ -44,8 +44,8 @@ def learned(model: PSIC, config: TrainConfig, objective: str) -> list[dict[str, 
     return [g | {"lr": config.learning_rate * g["scale"]} for g in groups if g["params"]]
 
 
-def whose_turn(step: int, config: TrainConfig, names: tuple[str, ...], pictures: int) -> str:
-    """The objective of a step: alternating, by half epochs (``sessions``), or both (``mixed``); decision 8.
+def objective_at(step: int, config: TrainConfig, names: tuple[str, ...], pictures: int) -> str:
+    """The objective of a step: alternating, by half epochs (``sessions``), or both (``mixed``).
 
     Args:
         step: Of the phase.

@@ -1,4 +1,7 @@
-"""How time and memory grow with the picture: from thumbnails to 24 megapixels, each in a process of its own."""
+"""How time and memory grow with the picture: from thumbnails to 24 megapixels, each in a process of its own.
+
+``python tests/benchmarks/scaling.py data/results/scaling.json`` writes what `psic_core.tables.scaling_table` shows.
+"""
 
 import math
 import multiprocessing
@@ -18,6 +21,7 @@ from tqdm import tqdm
 from psic_core import bitstream
 from psic_core.checkpoints import load_checkpoint, provenance
 from psic_core.codec import PSIC
+from psic_core.evaluation import write_json
 from psic_core.images import to_pil, to_tensor
 from psic_core.metrics import psnr
 
@@ -133,23 +137,5 @@ def _psnr(one: Image.Image, two: Image.Image) -> float:
     return float(psnr(to_tensor(one), to_tensor(two)))
 
 
-def table(report: dict[str, Any]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| megapixels | encode, CPU s | decode, CPU s | CPU s a megapixel | peak memory, GB |",
-        "|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        each = (row["encode_s"] + row["decode_s"]) / row["megapixels"]
-        lines.append(
-            f"| {row['megapixels']:.1f} | {row['encode_s']:.1f} | {row['decode_s']:.1f} | {each:.2f} "
-            f"| {row['peak_mb'] / 1000:.2f} |"
-        )
-    said = []
-    if growth := report.get("growth"):
-        said.append(f"Time grows with the pixels to the power of {growth['encode']:.2f} (encode) and "
-                    f"{growth['decode']:.2f} (decode); 1 is linear.")  # fmt: skip
-    if seams := report.get("seams"):
-        cost = abs(seams["protected"]["psnr_whole"] - seams["protected"]["psnr_tiled"])
-        said.append(f"At {seams['megapixels']:.1f} megapixels windows cost {cost:.6f} dB.")
-    return "\n".join([*lines, "", " ".join(said)] if said else lines)
+if __name__ == "__main__":
+    write_json(scaling("psic-q2"), sys.argv[1])

@@ -1,0 +1,259 @@
+"""Upkeep of the pages: README's and the cards' tables, the pictures, the Colab cells, the notebooks' stored outputs.
+
+``python notebooks/upkeep.py`` rewrites what ``data/`` and the notebooks say; ``--check`` only says what is stale.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from PIL import Image
+
+from psic_core import charts, comparison_tables, figures, limits, tables
+from psic_core.ablations import VARIANTS
+from psic_core.checkpoints import load_checkpoint
+from psic_core.comparison import read_points
+from psic_core.config import data_dir, repo_dir
+from psic_core.datasets.scenes import Scenes, contact_sheet
+from psic_core.images import to_pil, to_tensor
+from psic_core.tables import markdown
+from psic_core.targets import load_target
+
+ADDRESS = re.compile(r'REPOSITORY = \\"[^"]*\\"')  # as JSON writes it
+LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
+WIDEST = 1200  # of so many pixels at most
+LONG_LIVED = ("papermill", "widgets")  # metadata that a stored notebook need not keep
+
+
+def main() -> int:
+    """Rewrite all pages, or with ``--check`` say whether they are up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where something is stale")
+    parser.add_argument("--pictures", action="store_true", help="first make the pages' pictures anew")
+    parser.add_argument("--store", nargs="*", metavar="NN", help="first execute notebooks (default: all), keep outputs")
+    args = parser.parse_args()
+    if args.pictures:
+        make_pictures()
+    for path in notebooks() if args.store is not None else []:
+        if not args.store or path.stem[:2] in args.store:
+            print(f"executing {path.name}")
+            store(path)
+    texts = {path: with_address(path.read_text(encoding="utf-8")) for path in (*notebooks(), *solutions())}
+    for page, parts in pages().items():
+        texts[page] = page.read_text(encoding="utf-8")
+        for name, content in parts.items():
+            texts[page] = fill(texts[page], name, content)
+    stale = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if args.check:
+            print(f"{path} is stale: run python notebooks/upkeep.py")
+        else:
+            path.write_text(texts[path], encoding="utf-8")
+    return int(args.check and bool(stale))
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises:
+        ValueError: The markers are not there.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text:
+        raise ValueError(f"the page has no {start} ... {end}")
+    before, rest = text.split(start, 1)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+
+
+# --- tables and pictures of the pages ------------------------------------------------------------------
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """What each generated part of each page should say."""
+    results, cards = data_dir() / "results", data_dir() / "checkpoints"
+    found = tables.reports(results)
+    points = read_points(results / "points.jsonl")
+    attacked = _report("limits")
+    names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
+    others = {p.stem[6:-7]: json.loads(p.read_text()) for p in sorted(results.glob("other-*-scenes.json"))}
+    return {
+        repo_dir() / "README.md": {
+            "results": tables.success_table(found),
+            "rates": tables.rates_table(found),
+            "claims": comparison_tables.claims_table(points),
+            "course": course_table(),
+        },
+        results / "README.md": {
+            "recall": tables.recall_table(found),
+            "scores": tables.scores_table(found),
+            "denominators": tables.denominators_table(found),
+            "transfer": tables.transfer_table(found),
+            "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
+            "kodak": tables.rd_table(_report("rd-kodak")),
+            "flickr8k-dev": tables.rd_table(_report("rd-flickr8k-dev")),
+            "keywords": tables.keywords_table(tables.audits(results)),
+            "speed": tables.speed_table(_report("speed")),
+            "scaling": tables.scaling_table(_report("scaling")),
+            "codecs": tables.codecs_table(_report("codecs")),
+            "others": tables.others_table(others),
+            "limits": limits.table(attacked),
+            "limits-tasks": limits.table(attacked, tasks=True),
+            "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),
+            "frontier-100": comparison_tables.frontier_table(points, comparison_tables.LEVELS[1]),
+            "claims": comparison_tables.claims_table(points),
+            "changes": comparison_tables.changes_table(points),
+        },
+        cards / "README.md": {"history": tables.history_table(names)},
+    }
+
+
+def _report(name: str) -> dict[str, Any]:
+    return json.loads((data_dir() / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def make_pictures() -> None:
+    """README's strip and contact sheet, the paper's Fig. 3 and 4 from our results, and speed over sizes.
+
+    The strip shows the first held-out scene that the model reads rightly on the full version: chosen for what the
+    codec leaves, not for what the protection does.
+    """
+    results = data_dir() / "results"
+    found, captions = tables.reports(results), tables.reports(results, "captions")["flickr8k"]
+    model, target, scenes = load_checkpoint("psic-q2"), load_target("lite-clip"), Scenes("test", 40, 160)
+    names = target.encode_text([f"a photo of a {c}" for c in scenes.classes])
+    for i in range(len(scenes)):
+        original = to_pil(scenes[i].image[None])
+        data = model.compress(original, keyword="my cat")
+        decoded = {"full": "my cat", "protected": None, "wrong keyword": "my dog"}
+        versions = {"original": original} | {v: model.decompress(data, k) for v, k in decoded.items()}
+        beliefs = {}
+        for version, picture in versions.items():
+            beliefs[version] = target.probabilities(target.encode_image(to_tensor(picture)), names)[0]
+        if int(beliefs["full"].argmax()) == scenes[i].class_index:
+            break
+    notes = {v: f"“{scenes.classes[int(p.argmax())]}” {100 * float(p.max()):.0f} %" for v, p in beliefs.items()}
+    figures.save(figures.strip(versions, notes), results / "strip.png")
+    figures.save(charts.performance(found, captions), results / "performance.png")
+    figures.save(charts.success(found), results / "success.png")
+    figures.save(charts.fidelity(_report("rd-kodak")), results / "fidelity.png")
+    speed = _report("speed")
+    if any("task" in measured for measured in speed.values()):  # else it is of a time before sizes were measured
+        figures.save(charts.growth(speed), results / "speed.png")
+    points = read_points(results / "points.jsonl")
+    figures.save(charts.frontier(points), results / "frontier.png")
+    figures.save(charts.changes(points, [m for m in VARIANTS if m != "uaeo"]), results / "changes.png")
+    attacked = _report("limits")
+    figures.save(charts.limits(attacked, limits.SUMMARY), results / "limits.png")
+    contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
+
+
+# --- notebooks ---------------------------------------------------------------------------------------------
+
+
+def notebooks() -> list[Path]:
+    """The course in order."""
+    return sorted((repo_dir() / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def solutions() -> list[Path]:
+    """The exercises' solutions, one notebook for each of the course."""
+    return sorted((repo_dir() / "notebooks" / "solutions").glob("[0-9]*.ipynb"))
+
+
+def repository() -> str:
+    """The project's address: the one line of pyproject.toml that a fork changes.
+
+    Raises:
+        ValueError: pyproject.toml names none.
+    """
+    text = (repo_dir() / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^Repository = "(https://[^"]+)"', text, re.MULTILINE)
+    if not found:
+        raise ValueError('pyproject.toml has no line `Repository = "https://..."` under [project.urls]')
+    return found[1]
+
+
+def course_table() -> str:
+    """README's table, from the notebooks' metadata."""
+    owner = repository().removeprefix("https://github.com/")
+    rows = []
+    for path in notebooks():
+        about = nbformat.read(path, as_version=4).metadata["psic"]
+        colab = f"[Colab](https://colab.research.google.com/github/{owner}/blob/main/notebooks/{path.name})"
+        solution = f"[solutions](notebooks/solutions/{path.name})"
+        title = f"[{path.stem[:2]} {about['title']}](notebooks/{path.name})"
+        minutes = f"{about['minutes_cpu']} / {about['minutes_gpu']}"
+        rows.append([title, about["goal"], minutes, f"{colab}, {solution}"])
+    return markdown(["notebook", "goal", "minutes, CPU / GPU", "open"], rows)
+
+
+def with_address(text: str) -> str:
+    """A notebook's file with the project's address in its Colab cell."""
+    return ADDRESS.sub(rf'REPOSITORY = \\"{repository()}\\"', text)
+
+
+def run_module(folder: Path, *command: object, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a Python module of this very environment, whatever other Jupyter kernels the machine knows."""
+    kernels = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)], cwd=folder, env=os.environ | {"JUPYTER_PATH": kernels},
+        capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip
+
+
+def normalised(notebook: NotebookNode) -> NotebookNode:
+    """Outputs as they are stored: no widgets' state, no traces of the run, large pictures as JPEG."""
+    for key in LONG_LIVED:
+        notebook.metadata.pop(key, None)
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        kept = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+        for output in kept:
+            data = output.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)
+            png = base64.b64decode(data.get("image/png", ""))
+            if len(png) > LARGEST_PNG:
+                del data["image/png"]
+                data["image/jpeg"] = _jpeg(png)
+        if cell.cell_type == "code":
+            cell.outputs = kept
+    return notebook
+
+
+def store(path: Path) -> None:
+    """Execute a notebook with its default parameters and keep what it shows.
+
+    Raises:
+        RuntimeError: A cell failed; the stored notebook is left as it was.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / path.name
+        here = ("--kernel", "python3", "--cwd", path.parent)
+        done = run_module(path.parent, "papermill", *here, path, result, "-p", "out_dir", Path(folder) / "out")
+        if done.returncode:
+            raise RuntimeError(f"{path.name} failed:\n{done.stderr[-2000:]}")
+        notebook = normalised(nbformat.read(result, as_version=4))
+    nbformat.write(notebook, path)
+
+
+def _jpeg(png: bytes) -> str:
+    buffer, image = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=88, optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,15 +19,16 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from psic_core import charts, comparison_tables, figures, limits, tables
-from psic_core.ablations import VARIANTS
-from psic_core.checkpoints import load_checkpoint
-from psic_core.comparison import read_points
+from psic_core.app import charts, comparison_tables, figures, tables
+from psic_core.app.tables import markdown
 from psic_core.config import data_dir, repo_dir
 from psic_core.datasets.scenes import Scenes, contact_sheet
-from psic_core.images import to_pil, to_tensor
-from psic_core.tables import markdown
-from psic_core.targets import load_target
+from psic_core.lab import limits
+from psic_core.lab.ablations import VARIANTS
+from psic_core.lab.comparison import read_points
+from psic_core.models.images import to_pil, to_tensor
+from psic_core.models.vlp import load_target
+from psic_core.training.checkpoints import load_checkpoint
 
 ADDRESS = re.compile(r'REPOSITORY = \\"[^"]*\\"')  # as JSON writes it
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
@@ -106,8 +107,8 @@ def pages() -> dict[Path, dict[str, str]]:
             "scaling": tables.scaling_table(_report("scaling")),
             "codecs": tables.codecs_table(_report("codecs")),
             "others": tables.others_table(others),
-            "limits": limits.table(attacked),
-            "limits-tasks": limits.table(attacked, tasks=True),
+            "limits": comparison_tables.limits_table(attacked),
+            "limits-tasks": comparison_tables.limits_table(attacked, tasks=True),
             "frontier-75": comparison_tables.frontier_table(points, comparison_tables.LEVELS[0]),
             "frontier-100": comparison_tables.frontier_table(points, comparison_tables.LEVELS[1]),
             "claims": comparison_tables.claims_table(points),

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from psic_core.bitstream import BitstreamError
-    from psic_core.checkpoints import load_checkpoint
     from psic_core.codec import PSIC
-    from psic_core.targets import load_target
+    from psic_core.models.vlp import load_target
+    from psic_core.training.checkpoints import load_checkpoint
 
 __all__ = ["PSIC", "BitstreamError", "load_checkpoint", "load_target"]
 __version__ = "0.1.0"
@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "PSIC": "codec",
     "BitstreamError": "bitstream",
-    "load_checkpoint": "checkpoints",
-    "load_target": "targets",
+    "load_checkpoint": "training.checkpoints",
+    "load_target": "models.vlp",
 }
 
 

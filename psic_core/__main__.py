@@ -2,6 +2,6 @@
 
 import sys
 
-from psic_core.cli import main
+from psic_core.app.cli import main
 
 sys.exit(main())

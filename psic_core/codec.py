@@ -10,13 +10,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from psic_core import bitstream, keys, tiles
-from psic_core.backbones import build_backbone, default_sizes, dissect, identify
+from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
-from psic_core.entropy import EntropyCoder
-from psic_core.images import one_picture, pad_to, to_pil
-from psic_core.triggers import ConditionalSynthesis, split_stages
+from psic_core.models import tiles
+from psic_core.models.compressai import build_backbone, default_sizes, dissect, identify, split_stages
+from psic_core.models.entropy import EntropyCoder
+from psic_core.models.images import one_picture, pad_to, to_pil
+from psic_core.triggers import ConditionalSynthesis
 
 
 class PSIC(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from psic_core.images import round_to_8_bits
+from psic_core.models.images import round_to_8_bits
 
 
 class Estimate(NamedTuple):

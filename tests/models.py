@@ -7,8 +7,8 @@ from compressai.models import CompressionModel
 from torch import Tensor, nn
 
 from psic_core import keys
-from psic_core.backbones import build_backbone, scale_latents
 from psic_core.codec import PSIC
+from psic_core.models.compressai import build_backbone, scale_latents
 from psic_core.triggers import CLTG
 
 OWNER = "the owner's words"

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from psic_core.caption_metrics import caption_scores, tokenise
-from psic_core.captioner import (
+from psic_core.config import data_root
+from psic_core.datasets.folders import Flickr8k, in_memory
+from psic_core.lab.captioner import (
     LENGTH,
     PAD,
     SPECIAL,
@@ -31,11 +32,9 @@ from psic_core.captioner import (
     load_captioner,
     search,
 )
-from psic_core.checkpoints import provenance
-from psic_core.config import data_root
-from psic_core.datasets.folders import Flickr8k, in_memory
-from psic_core.files import store_tensors
-from psic_core.targets import LITE_SIZE
+from psic_core.lab.captions import caption_scores, tokenise
+from psic_core.models.lite_clip import LITE_SIZE
+from psic_core.training.checkpoints import provenance, store_tensors
 
 
 class CaptionConfig(NamedTuple):

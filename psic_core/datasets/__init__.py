@@ -1,6 +1,6 @@
 """Data sets: the embedded *scenes*, and real ones from a data root."""
 
-#: What `psic_core.eval_sets.eval_set` and ``--dataset`` take. It stands here because this file imports nothing.
+#: What `eval_sets.eval_set` and ``--dataset`` take. It stands here because this file imports nothing.
 DATASETS = (
     "scenes",
     "flickr8k",

@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from psic_core.config import data_dir
-from psic_core.images import SUFFIXES, load_image
+from psic_core.models.images import SUFFIXES, load_image
 
 ATTEMPTS = 4  # at one address whose connection is cut
 TIMEOUT = 30.0  # seconds without a byte

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from psic_core.datasets.cutouts import Cutout, cutouts
-from psic_core.datasets.plans import Plan
+from psic_core.datasets.plans import Cutout, Plan, cutouts
 
 # Where something stands ("a dog on green grass"), and the bare noun ("above the grass").
 ON = {

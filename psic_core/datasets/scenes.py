@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from psic_core.datasets.cutouts import class_names
 from psic_core.datasets.phrases import ATTRIBUTES, attributes, captions
-from psic_core.datasets.plans import SPLITS, Plan, check, class_of, make_plan
+from psic_core.datasets.plans import SPLITS, Plan, check, class_names, class_of, make_plan
 from psic_core.datasets.render import LARGEST, SMALLEST, draw, render
 
 __all__ = ["SPLITS", "Scene", "Scenes", "contact_sheet", "render"]

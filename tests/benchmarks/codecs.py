@@ -1,6 +1,6 @@
 """Every image architecture of CompressAI under PSIC: does it work, and what do the triggers cost?
 
-``python tests/benchmarks/codecs.py data/results/codecs.json`` writes what `psic_core.tables.codecs_table` shows.
+``python tests/benchmarks/codecs.py data/results/codecs.json`` writes what `psic_core.app.tables.codecs_table` shows.
 """
 
 import copy
@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psic_core import bitstream
-from psic_core.backbones import build_backbone, default_sizes, scale_latents
 from psic_core.bitstream import ARCHITECTURES
-from psic_core.checkpoints import provenance
 from psic_core.codec import PSIC
-from psic_core.entropy import SCALES
-from psic_core.evaluation import write_json
-from psic_core.images import pad_to
+from psic_core.lab.evaluate import write_json
+from psic_core.models.compressai import build_backbone, default_sizes, scale_latents
+from psic_core.models.entropy import SCALES
+from psic_core.models.images import pad_to
+from psic_core.training.checkpoints import provenance
 
 
 def codec_table(

@@ -1,6 +1,6 @@
 """How time and memory grow with the picture: from thumbnails to 24 megapixels, each in a process of its own.
 
-``python tests/benchmarks/scaling.py data/results/scaling.json`` writes what `psic_core.tables.scaling_table` shows.
+``python tests/benchmarks/scaling.py data/results/scaling.json`` writes what `psic_core.app.tables.scaling_table` shows.
 """
 
 import math
@@ -19,11 +19,11 @@ from skimage import data
 from tqdm import tqdm
 
 from psic_core import bitstream
-from psic_core.checkpoints import load_checkpoint, provenance
 from psic_core.codec import PSIC
-from psic_core.evaluation import write_json
-from psic_core.images import to_pil, to_tensor
+from psic_core.lab.evaluate import write_json
 from psic_core.metrics import psnr
+from psic_core.models.images import to_pil, to_tensor
+from psic_core.training.checkpoints import load_checkpoint, provenance
 
 SIZES = (0.1, 0.4, 1.5, 4.0, 8.0, 24.0)  # megapixels
 

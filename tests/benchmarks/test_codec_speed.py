@@ -18,12 +18,12 @@ from skimage import data
 from torch import Tensor
 from torch.nn import functional
 
-from psic_core.checkpoints import provenance
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.pairs import Pairs
-from psic_core.targets import load_target
-from psic_core.trainer import Trainer
+from psic_core.models.vlp import load_target
+from psic_core.training.checkpoints import provenance
+from psic_core.training.pairs import Pairs
+from psic_core.training.trainer import Trainer
 
 ALLOWED = 1.1  # times CompressAI's own time
 

@@ -11,12 +11,12 @@ from test_codec_speed import compressai_step, in_turns, photo
 
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.eval_sets import EvalSet
+from psic_core.datasets.eval_sets import EvalSet
+from psic_core.lab.passes import Reader, read
 from psic_core.metrics import psnr
-from psic_core.pairs import Pairs
-from psic_core.reading import Reader, read
-from psic_core.targets import load_target
-from psic_core.trainer import Trainer
+from psic_core.models.vlp import load_target
+from psic_core.training.pairs import Pairs
+from psic_core.training.trainer import Trainer
 
 SIDES = (256, 512, 1024)
 BATCHES = (2, 4, 8)

@@ -15,10 +15,10 @@ from psic_core import evidence
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
 from psic_core.datasets.scenes import Scenes
+from psic_core.models.vlp import Target, load_target
 from psic_core.objectives import uaeo_loss
-from psic_core.pairs import Pairs
-from psic_core.targets import Target, load_target
-from psic_core.trainer import Trainer
+from psic_core.training.pairs import Pairs
+from psic_core.training.trainer import Trainer
 
 BATCH, SIZE = 8, 128  # the hyperprior codes multiples of 64
 FASTER = 1.5  # what remains is the decoder and the target, there and back: both must run in every step

@@ -6,11 +6,11 @@ from models import picture
 from torch import Tensor
 from torch.nn import functional
 
-from psic_core import adapted
-from psic_core.adapted import adapted_heads, tuned
-from psic_core.images import round_to_8_bits
-from psic_core.targets import Target, load_target
-from psic_core.train_target import TowerFeatures
+from psic_core.lab import rivals
+from psic_core.lab.rivals import adapted_heads, tuned
+from psic_core.models.images import round_to_8_bits
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.lite_clip_heads import TowerFeatures
 
 HEADS = {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}
 
@@ -88,7 +88,7 @@ def test_pictures_and_captions_go_through_the_towers(target: Target):
 def test_eight_bit_levels_reach_the_towers_as_they_are(target: Target, monkeypatch: pytest.MonkeyPatch):
     seen = []
     monkeypatch.setattr(
-        adapted, "tower_features", lambda _, pairs, views: seen.append((pairs, views)) or features(target)
+        rivals, "tower_features", lambda _, pairs, views: seen.append((pairs, views)) or features(target)
     )
     levels = torch.arange(256).repeat(3, 3, 1)[None].to(torch.uint8)
     adapted_heads(target, levels.float() / 255, [("a ramp",)], steps=1)

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from psic_core import attack, keys
-from psic_core.attack import attack_loss, gradient_norm, wrong_conditions
+from psic_core import keys, objectives
 from psic_core.config import TrainConfig
-from psic_core.objectives import authors_loss, naive_loss, questions_loss, uaeo_loss
-from psic_core.pairs import Pairs
+from psic_core.objectives import (
+    attack_loss,
+    authors_loss,
+    gradient_norm,
+    naive_loss,
+    questions_loss,
+    uaeo_loss,
+    wrong_conditions,
+)
+from psic_core.training.pairs import Pairs
 
 INDEX = torch.tensor([7, 0, 4, 1])
 CONFIG = TrainConfig(stage="one", pool=9, s=0.2, tau=0.5, center=True)
@@ -35,14 +42,14 @@ def pairs() -> Pairs:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """Every call of Eq. 5 to 8, with its answer."""
-    calls, real = [], attack.evidence.targets
+    calls, real = [], objectives.evidence.targets
 
     def spy(image: Tensor, text: Tensor, mask: Tensor, *args: object, **options: object) -> Tensor:
         answer = real(image, text, mask, *args, **options)
         calls.append({"image": image, "text": text, "mask": mask, "answer": answer, "args": args} | options)
         return answer
 
-    monkeypatch.setattr(attack.evidence, "targets", spy)
+    monkeypatch.setattr(objectives.evidence, "targets", spy)
     return calls
 
 
@@ -153,7 +160,7 @@ def test_the_literal_objective_masks_nothing(pairs: Pairs, asked: list[dict]):
 
 def test_random_targets_are_others_captions_and_all_of_them(pairs: Pairs, asked: list[dict], monkeypatch):
     seen, config = [], replace(CONFIG, objective="random_target", pool=12)
-    monkeypatch.setattr(attack, "uaeo_loss", lambda f, t, target, *a: seen.append((t, target)) or f.sum())
+    monkeypatch.setattr(objectives, "uaeo_loss", lambda f, t, target, *a: seen.append((t, target)) or f.sum())
     drawn = set()
     for seed in range(60):
         attacked(unit(4, 16), pairs, INDEX, config, rng(seed))
@@ -168,7 +175,7 @@ def test_random_targets_are_others_captions_and_all_of_them(pairs: Pairs, asked:
 
 def test_a_pool_of_equal_captions_pulls_to_the_own(pairs: Pairs, monkeypatch):
     seen = []
-    monkeypatch.setattr(attack, "uaeo_loss", lambda f, t, target, *a: seen.append(target) or f.sum())
+    monkeypatch.setattr(objectives, "uaeo_loss", lambda f, t, target, *a: seen.append(target) or f.sum())
     config = replace(CONFIG, objective="random_target", pool=2)
     same = replace(pairs, caption_ids=torch.zeros_like(pairs.caption_ids))
     attacked(unit(2, 16), same, INDEX[:2], config, rng(0))

@@ -14,12 +14,12 @@ from models import OWNER, SMALL, awaken, backbone, fresh, picture, sizes
 from torch import Tensor, nn
 
 from psic_core import bitstream, keys
-from psic_core.backbones import default_sizes
 from psic_core.bitstream import ARCHITECTURES, BitstreamError
-from psic_core.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.codec import PSIC
-from psic_core.entropy import SCALES
-from psic_core.images import pad_to
+from psic_core.models.compressai import default_sizes
+from psic_core.models.entropy import SCALES
+from psic_core.models.images import pad_to
+from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 SECRET = keys.secret(OWNER)
 VARIABLE = [name for name in ARCHITECTURES if name.endswith("-vbr")]

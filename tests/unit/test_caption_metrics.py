@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nltk.translate.bleu_score import corpus_bleu
 
-from psic_core.caption_metrics import caption_scores, tokenise
+from psic_core.lab.captions import caption_scores, tokenise
 
 # As Stanford's tokenizer cuts them, punctuation removed; the first ones are Flickr8k's own.
 PTB = {

@@ -19,8 +19,9 @@ from transformers import (
     BlipProcessor,
 )
 
-from psic_core import captioner as module
-from psic_core.captioner import (
+from psic_core.config import data_dir
+from psic_core.lab import captioner as module
+from psic_core.lab.captioner import (
     LENGTH,
     PAD,
     SPECIAL,
@@ -33,7 +34,6 @@ from psic_core.captioner import (
     load_captioner,
     search,
 )
-from psic_core.config import data_dir
 
 WORDS = (*SPECIAL, "a", "dog", "cat", "runs", "red", "grass")
 

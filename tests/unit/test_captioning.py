@@ -9,14 +9,14 @@ import torch
 from models import awaken
 from torch import Tensor
 
-from psic_core import captioner as module
-from psic_core.captioner import Captioner
-from psic_core.captioning import CAPTIONED, caption_report, relative_loss
-from psic_core.checkpoints import save_checkpoint
-from psic_core.cli import main
+from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.eval_sets import EvalSet
+from psic_core.datasets.eval_sets import EvalSet
+from psic_core.lab import captioner as module
+from psic_core.lab.captioner import Captioner
+from psic_core.lab.captions import CAPTIONED, caption_report, relative_loss
+from psic_core.training.checkpoints import save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
 WORDS = ("a", "dog", "cat", "runs", "on", "grass")

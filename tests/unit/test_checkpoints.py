@@ -11,10 +11,11 @@ from models import awaken
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from psic_core import checkpoints, keys
-from psic_core.checkpoints import find_checkpoint, load_checkpoint, provenance, read_card, save_checkpoint
+from psic_core import keys
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
+from psic_core.training import checkpoints
+from psic_core.training.checkpoints import find_checkpoint, load_checkpoint, provenance, read_card, save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, quality=7, dim=16, hidden=8)
 X = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -13,12 +13,13 @@ from models import awaken
 from PIL import Image
 from skimage import data
 
-from psic_core import evaluation, keys
-from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
-from psic_core.cli import main
+from psic_core import keys
+from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.trainer import Trainer
+from psic_core.lab import evaluate
+from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
+from psic_core.training.trainer import Trainer
 
 TINY = CodecConfig(n=8, m=12, quality=3, dim=16, hidden=8)
 
@@ -135,7 +136,7 @@ def test_shipped_names_are_found(
     root = tmp_path / "data"
     root.mkdir()
     (root / "checkpoints").symlink_to(shipped)
-    monkeypatch.setattr("psic_core.checkpoints.data_dir", lambda: root)
+    monkeypatch.setattr("psic_core.training.checkpoints.data_dir", lambda: root)
     psic("encode", photo, "-o", tmp_path / "cat.psic", "--checkpoint", "psic-q3")
     assert main(["encode", str(photo), "-o", "x.psic", "--checkpoint", "psic-q9"]) == 2
     assert "shipped: plain-q3, psic-q3" in capsys.readouterr().err
@@ -254,10 +255,8 @@ def test_several_data_sets_have_a_file_each(photo: Path, shipped: Path, capsys: 
 
 def test_photos_take_a_class_list_of_the_users(photo: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setattr(
-        evaluation, "evaluate", lambda model, plain, data, target, cache: seen.append(data.classes) or {}
-    )
-    monkeypatch.setattr(evaluation, "table", lambda report: "")
+    monkeypatch.setattr(evaluate, "evaluate", lambda model, plain, data, target, cache: seen.append(data.classes) or {})
+    monkeypatch.setattr(evaluate, "table", lambda report: "")
     names = photo.with_name("classes.txt")
     names.write_text("cat\n\n big dog \n")
     psic(

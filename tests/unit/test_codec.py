@@ -18,8 +18,8 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
-from psic_core.entropy import SCALES
-from psic_core.images import pad_to, to_rgb, to_tensor
+from psic_core.models.entropy import SCALES
+from psic_core.models.images import pad_to, to_rgb, to_tensor
 
 CONFIG = CodecConfig(n=8, m=12, dim=16, hidden=8)
 OWNER = "the owner's words"

@@ -10,9 +10,14 @@ import torch
 from models import awaken
 from test_tables import cells
 
-from psic_core import ablations, baselines, bench, charts, comparison, comparison_tables, frontier
-from psic_core.ablations import Point, point, points
-from psic_core.baselines import (
+from psic_core.app import charts, comparison_tables
+from psic_core.app.cli import main
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig, TrainConfig
+from psic_core.datasets.eval_sets import eval_set
+from psic_core.lab import ablations, bavaft, bench, comparison, frontier
+from psic_core.lab.ablations import Point, point, points
+from psic_core.lab.bavaft import (
     BLOCK,
     CANDIDATES,
     CHOSEN,
@@ -22,17 +27,13 @@ from psic_core.baselines import (
     mid_frequencies,
     train_bavaft,
 )
-from psic_core.checkpoints import load_checkpoint, save_checkpoint
-from psic_core.cli import main
-from psic_core.codec import PSIC
-from psic_core.config import CodecConfig, TrainConfig
-from psic_core.eval_sets import eval_set
-from psic_core.images import round_to_8_bits
+from psic_core.lab.pgd import coded, pgd, pull_to
 from psic_core.metrics import Flips, attack_success_rate, flip_rate, psnr
+from psic_core.models.images import round_to_8_bits
+from psic_core.models.vlp import load_target
 from psic_core.objectives import uaeo_loss
-from psic_core.pgd import coded, pgd, pull_to
-from psic_core.recipes import load_pairs
-from psic_core.targets import load_target
+from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
+from psic_core.training.phase import load_pairs
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
 
@@ -81,7 +82,7 @@ def test_the_trigger_stays_in_its_frequencies(shape: tuple[int, int], monkeypatc
     torch.manual_seed(0)
     trigger, x = FrequencyTrigger(), photos(2, *shape)
     assert torch.equal(trigger(x), round_to_8_bits(trigger(x)))
-    monkeypatch.setattr(baselines, "round_to_8_bits", lambda x: x)  # rounding spreads over all frequencies
+    monkeypatch.setattr(bavaft, "round_to_8_bits", lambda x: x)  # rounding spreads over all frequencies
     added = (trigger(x) - x).detach()
     whole = [side // BLOCK * BLOCK for side in shape]  # blocks that padding does not cut
     d, blocks = dct_matrix(), added[..., : whole[0], : whole[1]]

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.conditions import (
+from psic_core.config import CodecConfig
+from psic_core.lab.key_search import (
     Decoded,
     agreement,
     between,
@@ -23,8 +24,7 @@ from psic_core.conditions import (
     solve,
     without_triggers,
 )
-from psic_core.config import CodecConfig
-from psic_core.targets import load_target
+from psic_core.models.vlp import load_target
 
 CONFIG = CodecConfig(n=8, m=12, dim=8, hidden=32, residual=4)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from psic_core.cli import main
+from psic_core.app.cli import main
 from psic_core.config import data_dir
 from psic_core.datasets import download
 from psic_core.datasets.download import catalogue, fetch, get, unpack

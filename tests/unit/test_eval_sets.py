@@ -9,9 +9,9 @@ from PIL import Image
 
 from psic_core.config import data_dir
 from psic_core.datasets import DATASETS
+from psic_core.datasets.eval_sets import eval_set, face_prompts
 from psic_core.datasets.folders import read_rows
 from psic_core.datasets.scenes import Scenes
-from psic_core.eval_sets import eval_set, face_prompts
 
 
 def paint(path: Path, level: int = 100) -> None:

@@ -15,14 +15,14 @@ from torch import Tensor
 from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
+from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
-from psic_core.eval_sets import EvalSet, eval_set
-from psic_core.evaluation import NULLS, evaluate, table, write_json
-from psic_core.images import round_to_8_bits
+from psic_core.lab.evaluate import NULLS, evaluate, table, write_json
+from psic_core.lab.tasks import class_weights, retrieval, task_results
+from psic_core.lab.versions import VERSIONS, Coded, code_versions, jpeg, jpeg_at, noise_at
 from psic_core.metrics import psnr
-from psic_core.targets import Target, load_target
-from psic_core.tasks import class_weights, retrieval, task_results
-from psic_core.versions import VERSIONS, Coded, code_versions, jpeg, jpeg_at, noise_at
+from psic_core.models.images import round_to_8_bits
+from psic_core.models.vlp import Target, load_target
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
 
@@ -117,7 +117,7 @@ def test_noise_without_level_is_no_noise():
 @pytest.mark.parametrize("level", [22.0, 27.0, 33.0])
 def test_jpeg_is_the_worst_that_reaches_the_level(level: float, name: str, monkeypatch: pytest.MonkeyPatch):
     x, asked = photo(name), []
-    monkeypatch.setattr("psic_core.versions.jpeg", lambda x, quality: asked.append(quality) or jpeg(x, quality))
+    monkeypatch.setattr("psic_core.lab.versions.jpeg", lambda x, quality: asked.append(quality) or jpeg(x, quality))
     found = jpeg_at(x, level)
     quality = asked[-1]
     assert torch.equal(found, jpeg(x, quality))

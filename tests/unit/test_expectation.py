@@ -8,10 +8,10 @@ from models import picture
 from torch import Tensor
 
 from psic_core.config import TrainConfig
-from psic_core.expectation import TRANSFORMATIONS, random_platform_transform
-from psic_core.images import round_to_8_bits
+from psic_core.lab.versions import jpeg as real_jpeg
 from psic_core.metrics import psnr
-from psic_core.versions import jpeg as real_jpeg
+from psic_core.models.images import round_to_8_bits
+from psic_core.training.platforms import TRANSFORMATIONS, random_platform_transform
 
 
 def rng() -> torch.Generator:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.images import pad_to, round_to_8_bits
-from psic_core.inversion import invert, stripped
+from psic_core.lab.rivals import invert, stripped
+from psic_core.models.images import pad_to, round_to_8_bits
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from test_tables import cells
 
-from psic_core import charts, limits
-from psic_core.checkpoints import load_checkpoint, save_checkpoint
-from psic_core.cli import main
-from psic_core.limits import LEVELS, run_limits, table
+from psic_core.app import charts
+from psic_core.app.cli import main
+from psic_core.app.comparison_tables import limits_table as table
+from psic_core.lab import limits
+from psic_core.lab.limits import LEVELS, run_limits
+from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

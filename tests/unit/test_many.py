@@ -9,12 +9,13 @@ from models import OWNER, SMALL, awaken
 from PIL import Image
 from skimage import data
 
-from psic_core import bitstream, keys, many
-from psic_core.checkpoints import load_checkpoint, save_checkpoint
-from psic_core.cli import main
+from psic_core import bitstream, keys
+from psic_core.app import folder_jobs
+from psic_core.app.cli import main
+from psic_core.app.folder_jobs import Job, Work, plan, run
 from psic_core.codec import PSIC
-from psic_core.images import load_image
-from psic_core.many import Job, Work, plan, run
+from psic_core.models.images import load_image
+from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_a_killed_worker_is_told_and_a_later_run_goes_on(photos: Path, tmp_path:
 def test_whatever_happens_nothing_half_written_stays(photos: Path, tmp_path: Path, checkpoint: str):
     jobs = [Job(photos / "a.png", tmp_path / "coded" / "a.psic")]
     work, model = Work("decode", checkpoint), load_checkpoint(checkpoint)
-    assert many._attempt(jobs[0], work, model).startswith("not a .psic file")
+    assert folder_jobs._attempt(jobs[0], work, model).startswith("not a .psic file")
     assert files(tmp_path / "coded") == []
 
 

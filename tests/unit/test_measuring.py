@@ -9,19 +9,20 @@ import pytest
 import torch
 from models import awaken
 
-from psic_core import keys, keyword_audit
-from psic_core import rate_distortion as measured
-from psic_core.checkpoints import save_checkpoint
-from psic_core.cli import main
+from psic_core import keys
+from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
+from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
-from psic_core.eval_sets import EvalSet, eval_set
-from psic_core.evaluation import pack_flips, unpack_flips
-from psic_core.images import round_to_8_bits, to_pil
+from psic_core.lab import rate_distortion as measured
+from psic_core.lab import wrong_keywords
+from psic_core.lab.evaluate import pack_flips, unpack_flips
+from psic_core.lab.rate_distortion import CURVES, PUBLISHED, bd_psnr, bd_rate, load_lpips, rate_distortion
 from psic_core.metrics import Flips, attack_success_rate, count_flips, flip_rate, psnr
-from psic_core.rate_distortion import CURVES, PUBLISHED, bd_psnr, bd_rate, load_lpips, rate_distortion
-from psic_core.targets import load_target
+from psic_core.models.images import round_to_8_bits, to_pil
+from psic_core.models.vlp import load_target
+from psic_core.training.checkpoints import save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
 
@@ -191,7 +192,7 @@ def test_the_audit_refuses_what_it_cannot_measure():
     data, target = eval_set("scenes", limit=1), load_target("tiny")
     model = PSIC.build(replace(TINY, anchored=False))
     with pytest.raises(ValueError, match="needs an anchored model"):
-        keyword_audit.audit(model, data, target, 1)
+        wrong_keywords.audit(model, data, target, 1)
     model = PSIC.build(TINY, keys.secret("wrong keyword 0"))
     with pytest.raises(ValueError, match="re-key"):
-        keyword_audit.audit(model, data, target, 1)
+        wrong_keywords.audit(model, data, target, 1)

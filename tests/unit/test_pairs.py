@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from psic_core.pairs import Pairs
-from psic_core.targets import Target, load_target
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.pairs import Pairs
 
 CAPTIONS = [("A cat", "one"), ("a dog", "two"), (" a CAT ", "three"), ("a bird", "Two")]
 

@@ -13,15 +13,21 @@ import torch
 from compressai.models import ScaleHyperprior
 from models import awaken
 
-from psic_core import presets, recipes
-from psic_core.checkpoints import load_checkpoint, read_card, save_checkpoint
-from psic_core.cli import main
+from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.files import join_logs, write_log
-from psic_core.grafts import copy_transforms, copy_triggers
-from psic_core.presets import RATES, RECIPES, phases, run_recipe
-from psic_core.recipes import Phase, run_phase, starting_model
+from psic_core.training import phase as phase_module
+from psic_core.training.checkpoints import (
+    copy_transforms,
+    copy_triggers,
+    join_logs,
+    load_checkpoint,
+    read_card,
+    save_checkpoint,
+    write_log,
+)
+from psic_core.training.phase import Phase, run_phase, starting_model
+from psic_core.training.recipes import RATES, RECIPES, phases, run_recipe
 
 SMALL = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
 
@@ -160,7 +166,7 @@ def test_a_model_of_the_zoo_gets_triggers(monkeypatch: pytest.MonkeyPatch):
         asked.append((quality, pretrained))
         return ScaleHyperprior(8, 12)
 
-    monkeypatch.setitem(recipes.image_models, "bmshj2018-hyperprior", zoo)
+    monkeypatch.setitem(phase_module.image_models, "bmshj2018-hyperprior", zoo)
     ((_, phase, _),) = phases("zoo", 3, Path("runs"))
     model = starting_model(phase.init, SMALL)
     assert asked == [(3, True)]
@@ -176,10 +182,10 @@ def test_what_the_zoo_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
     def unreachable(quality: int, pretrained: bool) -> None:
         raise URLError("no route to host")
 
-    monkeypatch.setitem(recipes.image_models, "bmshj2018-hyperprior", unreachable)
+    monkeypatch.setitem(phase_module.image_models, "bmshj2018-hyperprior", unreachable)
     with pytest.raises(FileNotFoundError, match="zoo:bmshj2018-hyperprior/1 are neither cached nor reachable"):
         starting_model("zoo:bmshj2018-hyperprior/1", SMALL)
-    assert presets.RECIPES["zoo"].first.init.startswith("zoo:bmshj2018-hyperprior/")
+    assert RECIPES["zoo"].first.init.startswith("zoo:bmshj2018-hyperprior/")
 
 
 def test_published_logs_are_short_and_in_order(tmp_path: Path):

@@ -5,8 +5,8 @@ import torch
 from models import picture
 from torch import Tensor
 
-from psic_core.purifier import Purifier, train_purifier
-from psic_core.targets import load_target
+from psic_core.lab.rivals import Purifier, train_purifier
+from psic_core.models.vlp import load_target
 
 SHIFT = torch.tensor([0.1, -0.08, 0.05])[:, None, None]
 

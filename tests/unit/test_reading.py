@@ -7,15 +7,15 @@ import torch
 from models import awaken
 from torch import Tensor, nn
 
-from psic_core import reading
-from psic_core.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.eval_sets import EvalSet
+from psic_core.datasets.eval_sets import EvalSet
+from psic_core.lab import passes
+from psic_core.lab.passes import Reader, Texts, digest, read
+from psic_core.lab.versions import VERSIONS, code_versions
 from psic_core.metrics import psnr
-from psic_core.reading import Reader, Texts, digest, read
-from psic_core.targets import Target, load_target
-from psic_core.versions import VERSIONS, code_versions
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
 
@@ -53,7 +53,7 @@ def pictures(n: int = 2, seed: int = 0) -> EvalSet:
     return EvalSet("drawn", n, lambda i: drawn[i])
 
 
-def run(model: PSIC, plain: PSIC, data: EvalSet, reader: Mean, cache: Path | None) -> reading.Pass:
+def run(model: PSIC, plain: PSIC, data: EvalSet, reader: Mean, cache: Path | None) -> passes.Pass:
     return read(model, plain, data, [Reader("mean", reader, reader.look)], cache)[0]
 
 

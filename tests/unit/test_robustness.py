@@ -6,15 +6,15 @@ from models import picture
 from torch import Tensor
 
 from psic_core import keys
-from psic_core.checkpoints import load_checkpoint
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.eval_sets import eval_set
-from psic_core.images import round_to_8_bits
+from psic_core.datasets.eval_sets import eval_set
+from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.lab.robustness import PLAIN, Robustness
 from psic_core.metrics import psnr
-from psic_core.processing import DENOISERS, PLATFORMS, recoded
-from psic_core.robustness import PLAIN, Robustness
-from psic_core.targets import Target, load_target
+from psic_core.models.images import round_to_8_bits
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.checkpoints import load_checkpoint
 
 SCENES = eval_set("scenes", limit=16)
 KEEP_SIZE = set(PLATFORMS) - {"three quarters, stays small", "screenshot", "crop to 90 %", "crop to 75 %"}

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from psic_core.datasets.cutouts import Cutout, class_names, cutouts, members, picture, scenes_dir
 from psic_core.datasets.phrases import ATTRIBUTES, attributes, captions, with_article
-from psic_core.datasets.plans import make_plan
+from psic_core.datasets.plans import Cutout, class_names, cutouts, make_plan, members, picture, scenes_dir
 from psic_core.datasets.render import draw, render
 from psic_core.datasets.scenes import Scenes, contact_sheet
 
@@ -214,7 +213,7 @@ def test_bad_indices_are_named() -> None:
 
 
 def test_missing_folder_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("psic_core.datasets.cutouts.data_dir", lambda: tmp_path)
+    monkeypatch.setattr("psic_core.datasets.plans.data_dir", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"pip install -e \."):
         cutouts.__wrapped__()
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.datasets.shards import Shards, SkippedSample, read_shards, shard_files
-from psic_core.recipes import load_pairs
-from psic_core.targets import load_target
-from psic_core.trainer import Trainer
+from psic_core.datasets.webdataset import Shards, SkippedSample, read_shards, shard_files
+from psic_core.models.vlp import load_target
+from psic_core.training.phase import load_pairs
+from psic_core.training.trainer import Trainer
 
 
 def picture(colour: str, suffix: str = "png") -> bytes:

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from psic_core import bitstream
-from psic_core.checkpoints import load_checkpoint
 from psic_core.codec import PSIC
 from psic_core.config import data_dir
 from psic_core.datasets.scenes import Scenes
-from psic_core.images import pad_to, round_to_8_bits
 from psic_core.metrics import psnr
-from psic_core.targets import load_target
+from psic_core.models.images import pad_to, round_to_8_bits
+from psic_core.models.vlp import load_target
+from psic_core.training.checkpoints import load_checkpoint
 
 NAMES = sorted(p.stem.removeprefix("psic-") for p in (data_dir() / "checkpoints").glob("psic-q*.safetensors"))
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from psic_core import charts, tables
-from psic_core.checkpoints import save_checkpoint
+from psic_core.app import charts, tables
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.evaluation import NULLS, pack_flips
+from psic_core.lab.evaluate import NULLS, pack_flips
 from psic_core.metrics import count_flips
+from psic_core.training.checkpoints import save_checkpoint
 
 
 def report(quality: int, share: float) -> dict:

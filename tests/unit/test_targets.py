@@ -13,9 +13,10 @@ from skimage import data
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from psic_core import targets
-from psic_core.images import to_pil
-from psic_core.targets import LITE_SIZE, Target, fold_batch_norms, lite_classifier, lite_clip_towers, load_target
+from psic_core.models import vlp
+from psic_core.models.images import to_pil
+from psic_core.models.lite_clip import LITE_SIZE, fold_batch_norms, lite_classifier, lite_clip_towers
+from psic_core.models.vlp import Target, load_target
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,7 @@ def test_a_damaged_heads_file_is_refused(tmp_path: Path):
 
 
 def test_absent_heads_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(targets, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(vlp, "data_dir", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match="lite-clip.safetensors.*psic train-target"):
         load_target("lite-clip")
     with pytest.raises(FileNotFoundError, match="no lite2-clip heads.*psic train-target --target lite2-clip"):
@@ -306,11 +307,11 @@ def test_any_open_clip_model_is_wrapped_as_its_weights_were_trained(
 
 
 @pytest.mark.skipif(
-    not (targets.data_dir() / "checkpoints" / "lite-clip.safetensors").is_file(), reason="no lite-clip heads yet"
+    not (vlp.data_dir() / "checkpoints" / "lite-clip.safetensors").is_file(), reason="no lite-clip heads yet"
 )
 def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
     target = load_target()
-    assert set(load_file(targets.data_dir() / "checkpoints" / "lite-clip.safetensors")) == set(HEADS)
+    assert set(load_file(vlp.data_dir() / "checkpoints" / "lite-clip.safetensors")) == set(HEADS)
     texts = target.encode_text(["a photo of a cat", "a cup of coffee", "a photo of a dog", "a red car"])
     for index, name in enumerate(("chelsea", "coffee")):
         with torch.no_grad():
@@ -319,7 +320,7 @@ def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
 
 
 @pytest.mark.skipif(
-    not (targets.data_dir() / "checkpoints" / "lite2-clip.safetensors").is_file(), reason="no lite2-clip heads yet"
+    not (vlp.data_dir() / "checkpoints" / "lite2-clip.safetensors").is_file(), reason="no lite2-clip heads yet"
 )
 def test_lite2s_shipped_heads_know_a_cat_from_a_cup_of_coffee():
     target = load_target("lite2-clip")
@@ -348,15 +349,15 @@ def test_folded_batch_norms_change_nothing(network: str):
 
 
 @pytest.fixture(scope="module")
-def ensemble() -> targets.Ensemble:
+def ensemble() -> vlp.Ensemble:
     members = [load_target("tiny"), load_target("tiny")]
     with torch.no_grad():
         for p in members[1].model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    return targets.Ensemble(members)
+    return vlp.Ensemble(members)
 
 
-def test_an_ensembles_cosine_is_the_mean_of_its_members(ensemble: targets.Ensemble):
+def test_an_ensembles_cosine_is_the_mean_of_its_members(ensemble: vlp.Ensemble):
     x, texts = torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(2)), ["a cat", "a cup of coffee"]
     image, text = ensemble.encode_image(x), ensemble.encode_text(texts)
     assert torch.allclose(image.norm(dim=1), torch.ones(3), atol=1e-5)
@@ -367,7 +368,7 @@ def test_an_ensembles_cosine_is_the_mean_of_its_members(ensemble: targets.Ensemb
     assert torch.allclose(ensemble.probabilities(image, text), torch.stack(believed).mean(0), atol=1e-5)
 
 
-def test_an_ensembles_gradient_comes_from_all_members(ensemble: targets.Ensemble):
+def test_an_ensembles_gradient_comes_from_all_members(ensemble: vlp.Ensemble):
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
     text = ensemble.encode_text(["a cat"])
     (both,) = torch.autograd.grad((ensemble.encode_image(x) @ text.T).sum(), x)
@@ -379,7 +380,7 @@ def test_an_ensembles_gradient_comes_from_all_members(ensemble: targets.Ensemble
 
 def test_a_plus_joins_targets_by_name():
     joined = load_target("tiny+tiny")
-    assert isinstance(joined, targets.Ensemble)
+    assert isinstance(joined, vlp.Ensemble)
     assert joined.name == "tiny+tiny"
     with pytest.raises(ValueError, match="unknown target 'nobody'"):
         load_target("tiny+nobody")

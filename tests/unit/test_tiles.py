@@ -8,7 +8,8 @@ from compressai.layers import GDN, AttentionBlock
 from models import OWNER, awaken, fresh, picture
 from torch import nn
 
-from psic_core import bitstream, tiles
+from psic_core import bitstream
+from psic_core.models import tiles
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from psic_core import train_target
-from psic_core.pairs import Pairs
-from psic_core.targets import Target, lite_clip_towers
-from psic_core.train_target import HeadConfig, Heads, TowerFeatures, tower_features, train_heads
+from psic_core.models.lite_clip import lite_clip_towers
+from psic_core.models.vlp import Target
+from psic_core.training import lite_clip_heads
+from psic_core.training.lite_clip_heads import HeadConfig, Heads, TowerFeatures, tower_features, train_heads
+from psic_core.training.pairs import Pairs
 
 NAMES = ("cat", "dog", "espresso", "lemon", "volcano")
 
@@ -59,7 +60,7 @@ def test_the_cache_is_read_and_gives_what_the_first_call_gave(
 ):
     path = tmp_path / "new" / "towers.safetensors"
     first = tower_features(towers, pairs, 2, path)
-    monkeypatch.setattr(train_target, "_image_features", lambda *_: pytest.fail("the cache was not read"))
+    monkeypatch.setattr(lite_clip_heads, "_image_features", lambda *_: pytest.fail("the cache was not read"))
     again = tower_features(towers, pairs, 2, path)
     assert torch.equal(first.image, again.image)  # or a second run would train other heads than the first
     assert torch.equal(first.text, again.text)
@@ -92,11 +93,11 @@ def synthetic(n: int, seed: int) -> TowerFeatures:
 @pytest.fixture
 def few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Distil five class names instead of a thousand: a thousand texts take half a minute."""
-    monkeypatch.setattr(train_target, "IMAGENET_CLASSNAMES", NAMES)
-    head = train_target.lite_classifier()
+    monkeypatch.setattr(lite_clip_heads, "IMAGENET_CLASSNAMES", NAMES)
+    head = lite_clip_heads.lite_classifier()
     small = torch.nn.Linear(1280, 5)
     small.load_state_dict({"weight": head.weight[:5], "bias": head.bias[:5]})
-    monkeypatch.setattr(train_target, "lite_classifier", lambda _: small.requires_grad_(False))
+    monkeypatch.setattr(lite_clip_heads, "lite_classifier", lambda _: small.requires_grad_(False))
 
 
 @pytest.mark.usefixtures("few_classes")
@@ -136,10 +137,10 @@ def test_every_model_has_its_own_cache_and_lite_clips_keeps_its_names(
     pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen = []
-    monkeypatch.setattr(train_target, "tower_features", lambda t, p, v, path: seen.append((t.name, path.name)))
-    monkeypatch.setattr(train_target, "train_heads", lambda *_: ({}, []))
+    monkeypatch.setattr(lite_clip_heads, "tower_features", lambda t, p, v, path: seen.append((t.name, path.name)))
+    monkeypatch.setattr(lite_clip_heads, "train_heads", lambda *_: ({}, []))
     for name in ("lite-clip", "lite2-clip"):
-        train_target.train_lite_clip([pairs], HeadConfig(), tmp_path, name)
+        lite_clip_heads.train_lite_clip([pairs], HeadConfig(), tmp_path, name)
     assert seen == [("lite-clip", "towers-0-3.safetensors"), ("lite2-clip", "towers2-0-3.safetensors")]
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from psic_core import bitstream, keys
-from psic_core.attack import wrong_conditions
-from psic_core.batches import Batch, CachedLatents, indices
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.files import write_log
-from psic_core.pairs import Pairs
-from psic_core.targets import Target, load_target
-from psic_core.trainer import Trainer
+from psic_core.models.vlp import Target, load_target
+from psic_core.objectives import wrong_conditions
+from psic_core.training.batches import Batch, CachedLatents, indices
+from psic_core.training.checkpoints import write_log
+from psic_core.training.pairs import Pairs
+from psic_core.training.trainer import Trainer
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
 STAGES = [("plain", "plain"), ("one", "psic"), ("two", "psic"), ("two", "plain")]

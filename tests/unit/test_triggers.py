@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.triggers import CLTG, ConditionalSynthesis, Injection, split_stages
+from psic_core.models.compressai import split_stages
+from psic_core.triggers import CLTG, ConditionalSynthesis, Injection
 
 LATENT = torch.zeros(1, 12, 4, 4)
 

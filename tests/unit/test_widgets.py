@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 from skimage import data
 
-from psic_core import figures, keys
-from psic_core.codec import PSIC
-from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
-from psic_core.targets import Target, load_target
-from psic_core.widgets import (
+from psic_core import keys
+from psic_core.app import figures
+from psic_core.app.widgets import (
     BetaSlider,
     Gallery,
     InputError,
@@ -30,6 +28,9 @@ from psic_core.widgets import (
     render_between,
     render_mode,
 )
+from psic_core.codec import PSIC
+from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
+from psic_core.models.vlp import Target, load_target
 
 KEYWORD, WRONG = "my cat is called Chelsea", "my cat is called Whiskers"
 PROMPTS = "a cat\nan astronaut\na cup of coffee"

@@ -1,0 +1,1 @@
+"""The command line, figures, tables and widgets."""

@@ -1,0 +1,160 @@
+"""What is measured on: pictures by name, with whatever is known of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor
+
+from psic_core.config import data_dir, data_root
+from psic_core.datasets import DATASETS
+from psic_core.datasets.folders import (
+    CaptionedFolder,
+    CelebA,
+    ClassFolders,
+    Flickr8k,
+    Folder,
+    ImageNetFolder,
+    labelled,
+    read_rows,
+)
+from psic_core.datasets.scenes import Scenes
+
+PHOTO_CLASSES = (
+    "person",
+    "child",
+    "dog",
+    "cat",
+    "bird",
+    "horse",
+    "car",
+    "boat",
+    "airplane",
+    "food",
+    "cup of coffee",
+    "flower",
+    "tree",
+    "building",
+    "street",
+    "beach",
+    "mountain",
+    "rocket",
+    "astronaut",
+    "motorcycle",
+)
+
+
+@dataclass
+class EvalSet:
+    """Pictures and whatever is known of them; a task runs where its part is there."""
+
+    name: str
+    size: int
+    picture: Callable[[int], Float[Tensor, "3 height width"]]
+    captions: list[tuple[str, ...]] | None = None
+    classes: tuple[str, ...] | None = None
+    labels: Int64[Tensor, " n"] | None = None
+    templates: list[Callable[[str], str]] = field(default_factory=lambda: [lambda c: f"a photo of a {c}"])
+    attribute_prompts: tuple[tuple[str, str], ...] | None = None
+    attributes: Bool[Tensor, "n a"] | None = None
+
+
+def eval_set(
+    name: str,
+    root: str | Path | None = None,
+    limit: int | None = None,
+    size: int = 160,
+    classes: Sequence[str] | None = None,
+) -> EvalSet:
+    """A data set by name.
+
+    Args:
+        name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures). In the data root live ``flickr8k``
+            (its test split; ``-dev`` and ``-all``: 1,000 and 8,091 pictures), ``celeba`` (the figures that are
+            reported take the first 1,000), ``imagenet`` and ``kodak``. The last three are any folder, given as
+            ``root``: ``photos``, of which nothing is known; ``captioned`` (see `CaptionedFolder`); ``classes``
+            (see `labelled`).
+        root: The data root, or that folder.
+        limit: At most so many pictures, the first ones.
+        size: Side in pixels of the squares that pictures are made into; ``kodak`` and ``photos`` stay as they are.
+        classes: What the model may call one of ``photos``; default `PHOTO_CLASSES`. The other sets have their own.
+
+    Raises:
+        ValueError: Unknown name, a limit below 1, classes that do not fit, a list in another form.
+        FileNotFoundError: The data is not there.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit} leaves no picture; give at least 1")
+    if classes is not None and (name != "photos" or len(set(classes)) < 2):
+        raise ValueError(f"{len(set(classes))} classes for {name!r}: give at least two, and only for photos")
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+    if name == "scenes":
+        return _scenes(limit or 500, size)
+    base = data_root(root)
+    if name == "photos":
+        return _of(name, Folder(base), limit, classes=tuple(classes or PHOTO_CLASSES))
+    if name == "kodak":  # fidelity alone: nothing is known of its pictures
+        return _of(name, Folder(base / name), limit)
+    if name == "celeba":
+        return _celeba(CelebA(base / name, size), limit)
+    if name == "imagenet":
+        return _classes(name, ImageNetFolder(base / "imagenet_sample", size), limit)
+    if name == "classes":
+        return _classes(name, labelled(base, size), limit)
+    if name == "captioned":
+        return _captions(name, CaptionedFolder(base, size), limit)
+    split = name.partition("-")[2] or "test"
+    return _captions(name, Flickr8k(base / "flickr8k", split, size), limit)
+
+
+def face_prompts(attributes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """For each of CelebA's attributes, by its name, a prompt that says yes and one that says no.
+
+    They stand in ``data/celeba_prompts.csv``. The second names the opposite where the language has a word for exactly
+    that, and says "without" or "not" elsewhere.
+
+    Raises:
+        ValueError: A name that CelebA does not have.
+    """
+    rows = read_rows(data_dir() / "celeba_prompts.csv", "attribute", "yes", "no")
+    known = {row["attribute"]: (row["yes"], row["no"]) for row in rows}
+    if unknown := [name for name in attributes if name not in known]:
+        raise ValueError(
+            f"no prompts for the attribute {unknown[0]!r}; the second line of list_attr_celeba.txt may name "
+            f"CelebA's own, {', '.join(known)}"
+        )
+    return tuple(known[name] for name in attributes)
+
+
+def _scenes(n: int, size: int) -> EvalSet:
+    scenes = Scenes("test", n, size)
+    drawn = [scenes[i] for i in range(n)]
+    return EvalSet(
+        "scenes", n, lambda i: drawn[i].image, [s.captions for s in drawn], scenes.classes,
+        torch.tensor([s.class_index for s in drawn]), attribute_prompts=scenes.attribute_prompts,
+        attributes=torch.stack([s.attributes for s in drawn]),
+    )  # fmt: skip
+
+
+def _celeba(faces: CelebA, limit: int | None) -> EvalSet:
+    both = {"attribute_prompts": face_prompts(faces.attributes), "attributes": faces.labels[:limit]}
+    return _of("celeba", faces, limit, **both)
+
+
+def _classes(name: str, pictures: ImageNetFolder | ClassFolders, limit: int | None) -> EvalSet:
+    templates = list(OPENAI_IMAGENET_TEMPLATES)
+    return _of(name, pictures, limit, classes=pictures.classes, labels=pictures.labels[:limit], templates=templates)
+
+
+def _captions(name: str, pictures: Flickr8k | CaptionedFolder, limit: int | None) -> EvalSet:
+    return _of(name, pictures, limit, captions=list(pictures.captions[:limit]))
+
+
+def _of(name: str, pictures: Folder, limit: int | None, **known: Any) -> EvalSet:
+    size = len(pictures) if limit is None else min(limit, len(pictures))
+    return EvalSet(name, size, pictures.__getitem__, **known)

@@ -1,0 +1,245 @@
+"""Captioners: pictures in, sentences out. None takes part in the attack; they tell how far it carries."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from psic_core.config import data_dir
+from psic_core.models.images import to_pil
+from psic_core.models.lite_clip import LITE_MEAN, LITE_SIZE, LITE_STD, lite_trunk
+from psic_core.models.vlp import prepare
+
+LENGTH = 20  # words, or tokens, of a caption at most
+SPECIAL = ("<pad>", "<start>", "<stop>", "<unknown>")  # the first words of every vocabulary of ours
+PAD, START, STOP, UNKNOWN = range(4)
+PLACES, CHANNELS = 25, 1280  # EfficientNet-Lite's map of a picture of 160 pixels: 5 × 5
+
+
+class Captioner(nn.Module):
+    """Pictures to sentences.
+
+    Attributes:
+        name: What tables call it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:
+        """Captions of pictures in [0, 1], of any size: `LENGTH` ids, 0 after the last; no gradient."""
+
+    @abstractmethod
+    def words(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
+        """The sentences that `caption_ids` stand for."""
+
+    def captions(self, pictures: Float[Tensor, "batch 3 height width"]) -> list[str]:
+        """A sentence for each picture in [0, 1], of any size."""
+        return self.words(self.caption_ids(pictures))
+
+    def train(self, mode: bool = True) -> "Captioner":
+        """A captioner that is used never trains: no dropout."""
+        return super().train(False)
+
+
+class CaptionDecoder(nn.Module):
+    """A small transformer from a picture's map to words; the same matrix embeds and predicts them.
+
+    Args:
+        words: Size of the vocabulary, `SPECIAL` included.
+        width: Of every layer.
+        layers: Of the decoder.
+        dropout: In training.
+    """
+
+    def __init__(self, words: int, width: int = 256, layers: int = 2, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(CHANNELS, width), nn.LayerNorm(width), nn.Dropout(dropout))
+        self.place = nn.Parameter(torch.zeros(PLACES, width))
+        self.embed = nn.Embedding(words, width)
+        self.position = nn.Parameter(torch.zeros(LENGTH + 1, width))
+        self.dropout = nn.Dropout(dropout)
+        layer = nn.TransformerDecoderLayer(width, 4, 2 * width, dropout, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+        nn.init.normal_(self.embed.weight, std=width**-0.5)  # so that its transpose predicts with logits around 1
+
+    def memory(self, maps: Float[Tensor, "batch places channels"]) -> Float[Tensor, "batch places width"]:
+        """What the words attend to."""
+        return self.image(maps) + self.place
+
+    def forward(
+        self, memory: Float[Tensor, "batch places width"], ids: Int64[Tensor, "batch length"], last: bool = False
+    ) -> Float[Tensor, "batch predicted words"]:
+        """Logits of the word after each one of ``ids``, which begin with `START`; or only of that after the last."""
+        length = ids.shape[1]
+        x = self.embed(ids) * self.embed.embedding_dim**0.5 + self.position[:length]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, ids.device)
+        states = self.layers(self.dropout(x), memory, tgt_mask=mask, tgt_is_causal=True)
+        return (states[:, -1:] if last else states) @ self.embed.weight.T
+
+
+@torch.no_grad()
+def search(
+    decoder: CaptionDecoder, maps: Float[Tensor, "batch places channels"], beams: int = 3, length_power: float = 0.7
+) -> Int64[Tensor, "batch length"]:
+    """Beam search; greedy with one beam.
+
+    Args:
+        decoder: In eval mode.
+        maps: Of the pictures.
+        beams: Sentences kept at every word.
+        length_power: A sentence's log-probability is divided by its length to this power before the last choice: 0
+            prefers short ones.
+
+    Returns:
+        The words' ids without `START` and `STOP`, `PAD` after the last.
+    """
+    batch, memory = len(maps), decoder.memory(maps).repeat_interleave(beams, 0)
+    ids = torch.full((batch * beams, 1), START, device=maps.device)
+    scores = torch.full((batch, beams), -torch.inf, device=maps.device)
+    scores[:, 0] = 0  # all beams start as one
+    rows = beams * torch.arange(batch, device=maps.device)[:, None]
+    for _ in range(LENGTH):
+        chance = decoder(memory, ids, last=True)[:, 0].float().log_softmax(-1)
+        chance[:, [PAD, START, UNKNOWN]] = -torch.inf
+        ended = (ids[:, -1] == STOP) | (ids[:, -1] == PAD)
+        chance[ended] = -torch.inf
+        chance[ended, PAD] = 0  # an ended sentence stays as it is
+        total = scores[..., None] + chance.reshape(batch, beams, -1)
+        scores, best = total.flatten(1).topk(beams)
+        origin, word = (rows + best // chance.shape[1]).flatten(), (best % chance.shape[1]).flatten()
+        ids = torch.cat([ids[origin], word[:, None]], dim=1)
+        if ((word == STOP) | (word == PAD)).all():
+            break
+    lengths = (ids != PAD).sum(1).reshape(batch, beams) - 1  # with STOP, without START
+    chosen = ids[(rows[:, 0] + (scores / lengths**length_power).argmax(1)), 1:]
+    chosen = chosen.masked_fill(chosen == STOP, PAD)
+    return nn.functional.pad(chosen, (0, LENGTH - chosen.shape[1]), value=PAD)
+
+
+class LiteCaptioner(Captioner):
+    """EfficientNet-Lite2's map before pooling, read by a `CaptionDecoder`.
+
+    Args:
+        decoder: Trained by ``data/checkpoints/make_captioner.py``.
+        vocabulary: The words by id; begins with `SPECIAL`.
+        beams: As in `search`.
+        name: What tables call it.
+    """
+
+    def __init__(
+        self, decoder: CaptionDecoder, vocabulary: Sequence[str], beams: int = 3, name: str = "lite2-captioner"
+    ) -> None:
+        super().__init__()
+        self.trunk, self.decoder = lite_trunk(2), decoder
+        self.vocabulary, self.beams, self.name = tuple(vocabulary), beams, name
+        self.register_buffer("mean", torch.tensor(LITE_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(LITE_STD)[:, None, None], persistent=False)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def maps(self, pictures: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch places channels"]:
+        """What the network sees in each of 5 × 5 places, row by row."""
+        seen = self.trunk.forward_features(prepare(pictures, LITE_SIZE, self.mean, self.std))
+        return seen.flatten(2).transpose(1, 2)
+
+    def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:
+        """As `Captioner.caption_ids`; ids of its own vocabulary."""
+        return search(self.decoder, self.maps(pictures), self.beams)
+
+    def words(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
+        """Lower-case words with spaces between them, no full stop."""
+        return [" ".join(self.vocabulary[i] for i in row if i != PAD) for row in ids.tolist()]
+
+
+class HubCaptioner(Captioner):
+    """A captioning model of transformers, such as BLIP and BLIP-2, with its own preprocessing.
+
+    Args:
+        model: It has ``generate``.
+        processor: Its image processor and tokenizer.
+        name: What tables call it.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
+
+    @torch.no_grad()
+    def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:
+        """As `Captioner.caption_ids`, by beam search; ids of its own tokenizer, none of its special ones."""
+        images = [to_pil(picture[None].clamp(0, 1)) for picture in pictures]
+        pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        first = next(self.model.parameters())
+        found = self.model.generate(
+            pixel_values=pixels.to(first.device, first.dtype), max_new_tokens=LENGTH, num_beams=3, do_sample=False
+        )
+        special = self._special()
+        rows = [[i for i in row if i not in special][:LENGTH] for row in found.tolist()]
+        return torch.tensor([row + [PAD] * (LENGTH - len(row)) for row in rows], device=pictures.device)
+
+    def _special(self) -> set[int | None]:
+        """Ids that are no words: the tokenizer's own, and those that only the model knows (BLIP's start, images)."""
+        names = ("bos_token_id", "eos_token_id", "sep_token_id", "pad_token_id", "image_token_index")
+        configs = (self.model.config, getattr(self.model.config, "text_config", None))
+        own = {getattr(config, name, None) for config in configs for name in names}
+        return {PAD, *own, *self.processor.tokenizer.all_special_ids}
+
+    def words(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
+        """What the tokenizer makes of them."""
+        rows = [[i for i in row if i != PAD] for row in ids.tolist()]
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def load_captioner(name: str = "lite2-captioner", path: str | Path | None = None) -> Captioner:
+    """A frozen captioner by name.
+
+    Args:
+        name: ``lite2-captioner`` (offline); or a captioning model of transformers by its name on the hub (needs the
+            network once) or its folder, for example the paper's ``Salesforce/blip2-opt-2.7b``, or the smaller
+            ``Salesforce/blip-image-captioning-base``. Weights are read from safetensors alone.
+        path: For ``lite2-captioner``: another file than the shipped one.
+
+    Raises:
+        ValueError: Unknown name, or a file that holds no captioner.
+        FileNotFoundError: The weights are not there.
+    """
+    if name == "lite2-captioner":
+        return _lite_captioner(Path(path) if path else data_dir() / "checkpoints" / f"{name}.safetensors")
+    if not name or ("/" not in name and not Path(name).is_dir()):
+        raise ValueError(f"unknown captioner {name!r}: use lite2-captioner, or a captioning model of transformers, "
+                         "for example Salesforce/blip-image-captioning-base")  # fmt: skip
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
+        processor = AutoProcessor.from_pretrained(name)
+    except OSError as error:
+        raise FileNotFoundError(f"the weights of {name} are neither cached nor reachable: {error}") from error
+    return HubCaptioner(model, processor, name)
+
+
+def _lite_captioner(path: Path) -> LiteCaptioner:
+    if not path.is_file():
+        raise FileNotFoundError(f"no captioner at {path}; data/checkpoints/make_captioner.py makes it")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - it is no dict
+            vocabulary = json.loads((file.metadata() or {}).get("vocabulary", "[]"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is no captioner (safetensors with a vocabulary): {error}") from error
+    if tuple(vocabulary[: len(SPECIAL)]) != SPECIAL:
+        raise ValueError(f"{path} is no captioner: its metadata hold no vocabulary that begins with {SPECIAL}")
+    decoder = CaptionDecoder(len(vocabulary))
+    own = decoder.state_dict()
+    for key in (*own, *tensors):
+        if key not in own or key not in tensors or tensors[key].shape != own[key].shape:
+            raise ValueError(f"{path}: tensor {key!r} is missing or does not fit {len(vocabulary)} words")
+    decoder.load_state_dict(tensors)
+    return LiteCaptioner(decoder, vocabulary)

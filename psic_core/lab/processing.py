@@ -1,0 +1,115 @@
+"""What happens to a published picture: platforms, screens and tools. Real files and filters, on 8-bit pictures."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.ndimage import median_filter
+from skimage.restoration import denoise_bilateral, denoise_nl_means, denoise_tv_chambolle
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur, resize
+
+from psic_core.codec import PSIC
+from psic_core.models.images import round_to_8_bits, through_file
+
+Picture = Float[Tensor, "1 3 height width"]
+Processed = Float[Tensor, "1 3 new_height new_width"]  # of any size
+Processing = Callable[[Picture], Processed]
+
+
+def rescaled(share: float, back: bool = True) -> Processing:
+    """Scaled to a share of its sides (bicubic, antialiased), and back."""
+
+    def process(x: Picture) -> Processed:
+        size = list(x.shape[-2:])
+        small = round_to_8_bits(resize(x, [max(1, round(side * share)) for side in size], 3, antialias=True))
+        return round_to_8_bits(resize(small, size, 3, antialias=True)) if back else small
+
+    return process
+
+
+def screenshot(x: Picture) -> Processed:
+    """Shown at 125 %, bilinear, as a display does it, photographed off by a few pixels, saved as JPEG 90."""
+    shown = round_to_8_bits(resize(x, [round(side * 1.25) for side in x.shape[-2:]], 2, antialias=True))
+    return through_file(shown[..., 3:-2, 2:-3], "JPEG", quality=90)
+
+
+def cropped(share: float) -> Processing:
+    """The middle, that share of each side."""
+
+    def process(x: Picture) -> Processed:
+        top, left = (round(side * (1 - share) / 2) for side in x.shape[-2:])
+        return x[..., top : x.shape[-2] - top, left : x.shape[-1] - left]
+
+    return process
+
+
+def blurred(sigma: float) -> Processing:
+    """Gaussian blur; ``sigma`` in pixels."""
+    return lambda x: round_to_8_bits(gaussian_blur(x, [9, 9], [sigma]))
+
+
+def noisy(sigma: float) -> Processing:
+    """Gaussian noise; ``sigma`` of 255. Equal for equal sizes: the same processing for all versions of a picture."""
+
+    def process(x: Picture) -> Processed:
+        drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(x.shape[-1])))
+        return round_to_8_bits(x + sigma / 255 * drawn)
+
+    return process
+
+
+def brightened(gamma: float) -> Processing:
+    """``x ** gamma``."""
+    return lambda x: round_to_8_bits(x**gamma)
+
+
+def bit_depth(bits: int) -> Processing:
+    """Rounded to so many bits a colour (Xu et al., feature squeezing, NDSS 2018)."""
+    levels = 2**bits - 1
+    return lambda x: round_to_8_bits((x * levels).round() / levels)
+
+
+def filtered(denoise: Callable[[np.ndarray], np.ndarray]) -> Processing:
+    """A filter of scipy or scikit-image on ``(H, W, 3)`` floats in [0, 1]."""
+
+    def process(x: Picture) -> Processed:
+        cleaned = denoise(x[0].permute(1, 2, 0).numpy().astype(np.float64))
+        return round_to_8_bits(torch.from_numpy(cleaned).float().permute(2, 0, 1)[None])
+
+    return process
+
+
+def recoded(codec: PSIC) -> Processing:
+    """Coded once more by a learned codec: a plain one, or a PSIC, which protects again."""
+    return lambda x: round_to_8_bits(codec.decompress_tensor(codec.compress(x)))
+
+
+#: What platforms, screens and people do without a thought of the shield.
+PLATFORMS: Mapping[str, Processing] = {
+    "PNG": partial(through_file, suffix="PNG"),
+    **{f"JPEG {q}": partial(through_file, suffix="JPEG", quality=q) for q in (95, 85, 75, 50, 30)},
+    **{f"WebP {q}": partial(through_file, suffix="WEBP", quality=q) for q in (80, 50)},
+    "half size and back": rescaled(0.5),
+    "three quarters, stays small": rescaled(0.75, back=False),
+    "screenshot": screenshot,
+    "crop to 90 %": cropped(0.9),
+    "crop to 75 %": cropped(0.75),
+    "blur 0.7 px": blurred(0.7),
+    "blur 1.5 px": blurred(1.5),
+    "noise 4/255": noisy(4),
+    "noise 10/255": noisy(10),
+    "gamma 0.7": brightened(0.7),
+    "gamma 1.4": brightened(1.4),
+}
+#: What someone does who wants the shield gone and has tools for noise, none for this.
+DENOISERS: Mapping[str, Processing] = {
+    "5 bits": bit_depth(5),
+    "3 bits": bit_depth(3),
+    "median 3 × 3": filtered(lambda x: median_filter(x, size=(3, 3, 1))),
+    "bilateral": filtered(lambda x: denoise_bilateral(x, sigma_color=0.05, sigma_spatial=2, channel_axis=-1)),
+    "total variation": filtered(lambda x: denoise_tv_chambolle(x, weight=0.05, channel_axis=-1)),
+    "non-local means": filtered(lambda x: denoise_nl_means(x, 5, 6, h=0.04, channel_axis=-1)),
+}

@@ -1,0 +1,258 @@
+"""A rival who knows the method: a small network, trained on its own pairs, that maps x_hat_e back to x_hat_f.
+
+Whoever has the codec can protect photos of his own and holds both versions of each. That is all that supervised
+learning needs; no key is involved, and the network is then run on other people's protected pictures.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from psic_core.codec import PSIC
+from psic_core.models.images import pad_to, round_to_8_bits
+from psic_core.models.lite_clip import LITE_CLIPS
+from psic_core.models.vlp import Target
+from psic_core.training.lite_clip_heads import Heads, TowerFeatures, tower_features
+from psic_core.training.pairs import Pairs
+
+Pictures = Float[Tensor, "n 3 height width"]
+
+
+class Purifier(nn.Module):
+    """A residual denoiser: DnCNN (Zhang et al., TIP 2017) on pixels folded two by two, as in FFDNet (ibid., 2018).
+
+    Folding quarters the time and doubles what a pixel of the answer sees. The last layer starts at zero: a fresh
+    purifier is the identity.
+
+    Args:
+        width: Channels inside.
+        depth: Convolutions of 3 x 3.
+    """
+
+    FOLD = 2
+
+    def __init__(self, width: int = 48, depth: int = 6) -> None:
+        super().__init__()
+        ends = 3 * self.FOLD**2
+        sizes = [ends, *[width] * (depth - 1), ends]
+        convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes)]
+        nn.init.zeros_(convolutions[-1].weight)
+        nn.init.zeros_(convolutions[-1].bias)
+        self.layers = nn.Sequential(*[layer for c in convolutions for layer in (c, nn.ReLU())][:-1])
+
+    def forward(self, x: Pictures) -> Pictures:
+        """Purified pictures in [0, 1], of any size."""
+        return self.cleaned(x).clamp(0, 1)
+
+    def cleaned(self, x: Pictures) -> Pictures:
+        """The same before clamping, which has no gradient outside [0, 1]."""
+        height, width = x.shape[-2:]
+        folded = functional.pixel_unshuffle(pad_to(x, self.FOLD), self.FOLD)
+        return x + functional.pixel_shuffle(self.layers(folded), self.FOLD)[..., :height, :width]
+
+
+def train_purifier(
+    protected: Pictures,
+    full: Pictures,
+    steps: int = 500,
+    batch: int = 8,
+    crop: int = 96,
+    seed: int = 0,
+    target: Target | None = None,
+    weight: float = 300.0,
+    rate: float = 2e-3,
+    progress: Callable[[int, float], None] | None = None,
+) -> Purifier:
+    """Learn the way back from pairs of versions.
+
+    The loss is ``255^2 MSE(p, x_hat_f)``; with a target, ``+ weight (1 - cos(f(p), f(x_hat_f)))``: a picture need not
+    be restored for its reading to be.
+
+    Args:
+        protected: The rival's own x_hat_e, at 8 bits, as published.
+        full: The x_hat_f of the same files, in the same order.
+        steps: Of Adam, under a cosine rate.
+        batch: Crops a step.
+        crop: Their side in pixels, at most the pictures'.
+        seed: Of the network, the crops and their order.
+        target: The model whose reading is to be restored; ``None``: pixels alone.
+        weight: Of the reading against the mean squared error.
+        rate: Adam's first learning rate.
+        progress: Told the step, from 0, and its loss.
+
+    Returns:
+        In eval mode, without gradients.
+
+    Raises:
+        ValueError: The versions differ in shape, there are fewer pictures than a batch, or the crop is too large.
+    """
+    if protected.shape != full.shape:
+        raise ValueError(f"protected {tuple(protected.shape)}, full {tuple(full.shape)}: give two of each file")
+    if len(full) < batch:
+        raise ValueError(f"{len(full)} pairs do not fill a batch of {batch}; give more, or a smaller batch")
+    if crop > min(full.shape[-2:]):
+        raise ValueError(f"crop {crop} exceeds the pictures' {tuple(full.shape[-2:])}")
+    rng = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        purifier = Purifier().to(full)
+    optimiser = torch.optim.Adam(purifier.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(steps):
+        index = torch.randperm(len(full), generator=rng)[:batch]
+        top, left = (int(torch.randint(side - crop + 1, (), generator=rng)) for side in full.shape[-2:])
+        given, wanted = (v[index, :, top : top + crop, left : left + crop] for v in (protected, full))
+        cleaned = purifier.cleaned(given)
+        loss = 255**2 * functional.mse_loss(cleaned, wanted)
+        if target is not None:
+            with torch.no_grad():
+                meaning = target.encode_image(wanted)
+            loss = loss + weight * (1 - (target.encode_image(cleaned) * meaning).sum(1)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress(step, float(loss.detach()))
+    return purifier.eval().requires_grad_(False)
+
+
+def adapted_heads(
+    target: Target,
+    pictures: Float[Tensor, "n 3 height width"],
+    captions: Sequence[tuple[str, ...]],
+    steps: int = 300,
+    seed: int = 0,
+) -> Target:
+    """A target that has seen protected pictures with their true captions.
+
+    Its towers are locked, as when it was made (`psic_core.training.lite_clip_heads`); the two linear heads go on
+    learning from where they are.
+
+    Args:
+        target: ``lite-clip`` or ``lite2-clip``; stays as it is.
+        pictures: Protected ones, at 8 bits in [0, 1]. The rival's own: he knows what they show.
+        captions: Of each picture, equally many.
+        steps: Of AdamW, batches of 256.
+        seed: Of the batches.
+
+    Returns:
+        Another target, with heads of its own.
+
+    Raises:
+        ValueError: Not one of these targets, as many captions as pictures are not there, or no step.
+    """
+    if target.name not in LITE_CLIPS:
+        raise ValueError(f"{target.name!r} is not made of two heads on locked towers; give {' or '.join(LITE_CLIPS)}")
+    eight_bits = (pictures * 255).round().clamp(0, 255).to(torch.uint8)
+    return tuned(target, tower_features(target, Pairs(eight_bits, captions), views=1), steps, seed)
+
+
+def tuned(
+    target: Target, features: TowerFeatures, steps: int, seed: int = 0, batch: int = 256, rate: float = 3e-4
+) -> Target:
+    """The same from what the towers said.
+
+    Args:
+        target: Its heads are where the learning starts.
+        features: Of pictures and captions; of several views, each batch takes one.
+        steps: Of AdamW, under a cosine rate.
+        seed: Of the batches.
+        batch: Pictures a step; all of them where there are fewer.
+        rate: First learning rate.
+
+    Raises:
+        ValueError: No step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps {steps}: give at least 1")
+    result = copy.deepcopy(target)
+    visual, text = result.model.visual.head.proj, result.model.text.proj
+    heads = Heads(visual.out_features, dropout=0.0)
+    heads.load_state_dict(
+        {"image.weight": visual.weight, "text.weight": text.weight, "logit_scale": result.model.logit_scale}
+    )
+    rng, n = torch.Generator().manual_seed(seed), len(features.text)
+    optimiser = torch.optim.AdamW(heads.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        index = torch.randperm(n, generator=rng)[:batch]
+        view = torch.randint(len(features.image), (len(index),), generator=rng)
+        choice = torch.randint(features.text.shape[1], (len(index),), generator=rng)
+        ids = features.ids[index, choice]
+        loss = heads.contrastive(
+            features.image[view, index], features.text[index, choice], ids[:, None] == ids[None, :]
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    own = {"visual.head.proj.weight": heads.image.weight, "text.proj.weight": heads.text.weight}
+    result.model.load_state_dict({name: p.detach() for name, p in own.items()}, strict=False)
+    with torch.no_grad():
+        result.model.logit_scale.copy_(heads.logit_scale)
+    result.name = f"{target.name}, adapted"
+    return result
+
+
+Pictures = Float[Tensor, "n 3 height width"]
+
+
+def invert(model: PSIC, published: Pictures, steps: int = 40, rate: float = 0.1) -> Float[Tensor, "n m h w"]:
+    """Analysis by synthesis: latents whose protected version is the published picture.
+
+    Starts from the latents of the published picture coded again, and follows the gradient of
+    ``||g_s(y, 0) - published||^2`` (Adam, cosine rate). No secret is used.
+
+    Args:
+        model: The public codec that made the pictures.
+        published: Protected pictures of any one size, in [0, 1].
+        steps: 0 only codes the picture again.
+        rate: Learning rate, in steps of the quantiser.
+
+    Returns:
+        Latents, not rounded: what is a little off the integers decodes better than what is rounded wrongly.
+
+    Raises:
+        ValueError: A negative number of steps.
+    """
+    if steps < 0:
+        raise ValueError(f"steps {steps}: give 0 or more")
+    height, width = published.shape[-2:]
+    y = model.eval().quantised_latents(pad_to(published, model.factor)).requires_grad_()
+    optimiser = torch.optim.Adam([y], rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
+    for _ in range(steps):
+        off = model.synthesize(y)[..., :height, :width] - published
+        (y.grad,) = torch.autograd.grad(255**2 * off.square().mean(), y)  # of the latents alone
+        optimiser.step()
+        schedule.step()
+    return y.detach()
+
+
+@torch.no_grad()
+def stripped(model: PSIC, published: Pictures, steps: int = 40, rate: float = 0.1, batch: int = 10) -> Pictures:
+    """The full version of protected pictures, without a key: inverted, then decoded with all triggers left out.
+
+    Args:
+        model: An anchored one; else its plain decoder is not quite its full version.
+        published: As for `invert`.
+        steps: Likewise.
+        rate: Likewise.
+        batch: Pictures inverted together.
+
+    Returns:
+        At 8 bits.
+    """
+    height, width = published.shape[-2:]
+    found = []
+    for x in published.split(batch):
+        with torch.enable_grad():
+            y = invert(model, x, steps, rate)
+        found.append(round_to_8_bits(model.g_s.plain(y)[..., :height, :width]))
+    return torch.cat(found)

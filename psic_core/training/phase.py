@@ -1,0 +1,232 @@
+"""Recipes: from data sets on disk to a trained checkpoint with its card. What ``psic train`` runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from compressai.zoo import image_models
+
+from psic_core import keys
+from psic_core.codec import PSIC
+from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_root, seed_everything
+from psic_core.datasets.folders import Flickr8k, Folder, in_memory
+from psic_core.datasets.scenes import Scenes
+from psic_core.datasets.webdataset import Shards, read_shards
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.checkpoints import (
+    copy_transforms,
+    copy_triggers,
+    join_logs,
+    load_checkpoint,
+    provenance,
+    save_checkpoint,
+    scale_triggers,
+)
+from psic_core.training.pairs import Pairs
+from psic_core.training.trainer import Trainer, started
+
+STREAM_ABOVE = 2 * 10**9  # bytes of shards: what is larger is not loaded into memory unless that is asked for
+SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two as what ships was trained
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one training phase starts from and sees; `TrainConfig` says how it learns."""
+
+    datasets: Sequence[str] = ("scenes",)  # as in `load_pairs`
+    root: str | None = None  # the data root
+    init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
+    transforms: str | None = None  # checkpoint to take g_a and g_s from, where init is None: of another architecture
+    triggers: str | None = None  # checkpoint to take trained triggers from: another rate's are better than zero
+    kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
+    target: str = "lite-clip"  # not loaded for a plain model
+    scenes: int = 2560
+    pictures: int | None = None  # train on about so many, evenly spread; stage two encodes each once before it starts
+    size: int = 160  # side of the pictures in pixels
+    codec: CodecConfig = field(default_factory=CodecConfig)  # of random weights, and the triggers of a zoo model
+    half: bool = False  # store float16
+    stream: bool | None = None  # read one set of shards as a stream; None: where they exceed `STREAM_ABOVE`
+    workers: int = 2  # processes that read the stream, beside each training process
+
+
+def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int = 2560, size: int = 160) -> Pairs:
+    """Training pictures with captions, in memory.
+
+    Args:
+        names: ``scenes``, ``flickr8k`` (train split), ``shards:PATTERN`` (tar files as img2dataset writes them, for
+            example ``shards:cc3m/{00000..00010}.tar``), or folders of pictures (no captions: stage ``plain`` only).
+        root: The data root, for ``flickr8k``.
+        scenes: How many scenes.
+        size: Side of the squares in pixels.
+    """
+    parts = []
+    for name in names:
+        if name == "scenes":
+            data = Scenes("train", scenes, size)
+            parts.append(Pairs(in_memory(data), [data.captions(i) for i in range(len(data))]))
+        elif name == "flickr8k":
+            flickr = Flickr8k(data_root(root) / name, "train", size)
+            parts.append(Pairs(in_memory(flickr), flickr.captions))
+        elif name.startswith("shards:"):
+            parts.append(Pairs(*read_shards(name.removeprefix("shards:"), size)))
+        else:
+            folder = Folder(name, size)
+            parts.append(Pairs(in_memory(folder), [()] * len(folder)))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
+    """Random weights (``None``), a checkpoint, or a codec of CompressAI's zoo (``zoo:bmshj2018-hyperprior/2``).
+
+    Raises:
+        ValueError: The zoo has no such model.
+        FileNotFoundError: No such checkpoint; the zoo's weights are neither cached nor reachable.
+    """
+    if init is None:
+        return PSIC.build(codec)
+    if not init.startswith("zoo:"):
+        return load_checkpoint(init)
+    name, _, quality = init.removeprefix("zoo:").partition("/")
+    if name not in image_models or not quality.isdigit():
+        raise ValueError(f"{init!r} names no model: write zoo:ARCHITECTURE/QUALITY, as in zoo:bmshj2018-hyperprior/2")
+    try:
+        backbone = image_models[name](int(quality), pretrained=True)
+    except OSError as error:
+        raise FileNotFoundError(f"the weights of {init} are neither cached nor reachable: {error}") from error
+    own = replace(codec, architecture=name, n=backbone.N, m=backbone.M, quality=int(quality))
+    return PSIC(backbone, own, keys.secret(PUBLIC_PASSPHRASE))
+
+
+def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
+    """Train one phase and write ``out/model.safetensors`` with its card; resumes a run found in ``out``.
+
+    Started by ``torchrun`` or ``accelerate launch``, the first process fills the cache and writes, the others wait.
+
+    Raises:
+        ValueError: An option does not fit, or ``out`` holds a run of another configuration.
+    """
+    seed_everything(config.seed)
+    accelerator = started()
+    model, made_by = starting_model(phase.init, phase.codec), provenance()
+    if phase.transforms:
+        if phase.init:
+            raise ValueError(f"transforms {phase.transforms!r} are for new models; {phase.init!r} has its own")
+        copy_transforms(load_checkpoint(phase.transforms), model)
+    if phase.triggers:
+        copy_triggers(load_checkpoint(phase.triggers), model)
+    if phase.kind != "plain" and config.stage != "plain":
+        model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
+    model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
+    before, stream = getattr(model, "card", {}), streamed(phase)
+    about = {"config": asdict(config), "kind": model.kind}
+    about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
+    about |= {"transforms": phase.transforms} if phase.transforms else {}
+    about |= {"datasets": list(phase.datasets), "scenes": phase.scenes if "scenes" in phase.datasets else None}
+    about |= {"target": phase.target if model.kind != "plain" else None}
+    about |= {"stream": True} if stream else {}
+    _check_same_run(out, about)
+    accelerator.wait_for_everyone()  # all have read what the first now writes
+    target = load_target(phase.target) if model.kind != "plain" else None
+    if stream:
+        pairs = stream
+    else:
+        with accelerator.main_process_first():
+            pairs = _loaded(phase, target, out.parent / "cache")
+    trainer = Trainer(model, pairs, config, target, out, accelerator)
+    if accelerator.is_main_process:
+        (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    rows = trainer.fit()
+    finished = not rows and (out / "model.safetensors").is_file()  # and is left as it is
+    accelerator.wait_for_everyone()
+    if finished:
+        return load_checkpoint(out / "model.safetensors")
+    history = _portable([*before.get("history", []), about | {"seconds": trainer.seconds, **made_by}])
+    card = {"history": history, "last": rows[-1] if rows else None}
+    model = model.cpu()
+    if accelerator.is_main_process:
+        save_checkpoint(model, out / "model.safetensors", card, phase.half, publish_secret=True)
+    accelerator.wait_for_everyone()
+    return model
+
+
+def streamed(phase: Phase) -> Shards | None:
+    """The shards that a phase streams; ``None`` where its pictures go into memory.
+
+    Raises:
+        ValueError: A stream is asked for, but not of one set of shards and all of it; fewer than 0 workers.
+    """
+    names = phase.datasets
+    alone = len(names) == 1 and names[0].startswith("shards:")
+    if phase.stream and (not alone or phase.pictures):
+        raise ValueError(
+            f"only one set of shards, whole, can be streamed, not {', '.join(names)}"
+            + (f" thinned to {phase.pictures} pictures" if phase.pictures else "")
+            + ": give one shards:PATTERN, or --stream no"
+        )
+    if phase.stream is False or not alone or phase.pictures:
+        return None
+    if phase.workers < 0:
+        raise ValueError(f"{phase.workers} workers cannot read: give 0 or more")
+    shards = Shards(names[0].removeprefix("shards:"), phase.size, phase.workers)
+    large = sum(Path(f).stat().st_size for f in shards.files) > STREAM_ABOVE
+    return shards if phase.stream or large else None
+
+
+def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
+    pairs = load_pairs(phase.datasets, phase.root, phase.scenes, phase.size)
+    pairs = pairs.thin(phase.pictures) if phase.pictures else pairs
+    return pairs if target is None else pairs.with_features(target, cache)
+
+
+def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0, label: str = "") -> Path:
+    """Write a trained PSIC as ``psic-qN``, float16, and its log; another architecture's name stands before the rate.
+
+    Args:
+        checkpoint: Of a PSIC.
+        quality: The number N of the rate, 1 to 255; it goes into every file's header.
+        folder: Where it goes.
+        strength: Scales all triggers: below 1 the protected version comes nearer to the photo, and protects less.
+        label: Goes into the name, before the rate: ``psic-LABEL-qN``.
+
+    Raises:
+        ValueError: The strength is not above 0; the model is plain.
+    """
+    model = load_checkpoint(checkpoint)
+    if model.kind != "psic":
+        raise ValueError(f"{checkpoint} is a plain codec: it protects nothing; name a PSIC")
+    if not strength > 0:
+        raise ValueError(f"strength {strength} leaves no protection; give a number above 0, 1 for the model as trained")
+    scale_triggers(model, strength)
+    model.config = replace(model.config, quality=quality)
+    model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
+    other = model.config.architecture != CodecConfig().architecture
+    label = "-".join([*[model.config.architecture] * other, *[label] * bool(label), f"q{quality}"])
+    path = folder / f"psic-{label}.safetensors"
+    save_checkpoint(model, path, model.card, half=True, publish_secret=True)
+    own = Path(checkpoint).parent
+    runs = [own.parent / Path(phase["init"]).parent.name for phase in model.card["history"] if phase["init"]]
+    join_logs([*runs, own], folder / f"psic-{label}.csv")
+    return path
+
+
+def _portable(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A card's history, fit to travel: runs keep their names, not the folders of the machine that made them."""
+    phases = [dict(p) for p in history]
+    for phase in phases:
+        phase |= {k: "/".join(Path(phase[k]).parts[-2:]) for k in ("init", "triggers") if phase.get(k)}
+    return phases
+
+
+def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:
+    path = out / "run.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        wrong = [k for k in about if k in found and found[k] != about[k]]
+        if wrong:
+            raise ValueError(f"{out} holds a run with another {wrong[0]}: {found.get(wrong[0])}; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)

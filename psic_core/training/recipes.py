@@ -1,0 +1,167 @@
+"""Named recipes: the phases that make a ``psic-qN``. What ``psic recipe`` runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from psic_core.config import RATES, CodecConfig, TrainConfig
+from psic_core.training.phase import SHIELD, Phase, publish, run_phase
+from psic_core.training.trainer import started
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Phases, one after the other; each starts from the model that the one before left."""
+
+    about: str
+    phases: Mapping[str, TrainConfig]  # by name; the rate sets lmbda
+    first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
+    triggers: str | None = None  # what stage two takes its triggers from
+    pictures: int | None = None  # of stage two
+
+
+_OURS = ("flickr8k", "scenes")
+_WIDE = CodecConfig(n=128, m=192)  # CompressAI's own width at these rates
+
+
+def _other(architecture: str) -> Recipe:
+    """Another entropy model for the shipped transforms and triggers."""
+    return Recipe(
+        f"{architecture} with the transforms and the triggers of psic-qN, on a CPU: half an hour",
+        {
+            "plain": TrainConfig(steps=400, learning_rate=5e-4),
+            "two": TrainConfig("two", 300, 12, 160, learning_rate=7e-4, gamma=56, pool=32, **SHIELD),
+        },
+        Phase(_OURS, codec=CodecConfig(architecture=architecture), transforms="psic-q{quality}"),
+        "psic-q{quality}", 960,
+    )  # fmt: skip
+
+
+_GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD)
+# fmt: off
+RECIPES = {
+    "cpu-hop": Recipe(
+        "from the shipped psic-q2 to another rate, on a CPU: three quarters of an hour on one core",
+        {
+            "plain": TrainConfig(steps=1800, learning_rate=5e-4),
+            "two": TrainConfig("two", 900, 12, 160, learning_rate=7e-4, gamma=56, pool=32, **SHIELD),
+        },
+        Phase(_OURS, init="psic-q2"), "psic-q2", 2880,
+    ),
+    "cpu-lite": Recipe(
+        "from random weights, on a CPU: two to three hours on two cores",
+        {
+            "plain": TrainConfig(steps=10_000),
+            "two": TrainConfig("two", 2600, 12, 160, learning_rate=1e-3, gamma=60, pool=32, **SHIELD),
+        },
+        Phase(_OURS), None, 2880,
+    ),
+    "other-mean": _other("mbt2018-mean"),
+    "other-context": _other("mbt2018"),
+    "gpu": Recipe(
+        "cpu-lite for a GPU: larger batches, more steps, the target in bfloat16",
+        {
+            "plain": TrainConfig(steps=60_000, batch_size=16, crop=128, learning_rate=5e-4),
+            "two": _GPU_TWO,
+        },
+        Phase(_OURS),
+    ),
+    "scratch": Recipe(
+        "PSIC from random weights at once, stage one with attack and then stage two; for a GPU",
+        {
+            "one": TrainConfig("one", 60_000, 16, 128, learning_rate=5e-4, gamma=30, amp=True, **SHIELD),
+            "two": _GPU_TWO,
+        },
+        Phase(_OURS, kind="psic"),
+    ),
+    "zoo": Recipe(
+        "stage two alone, on CompressAI's pretrained hyperprior (network, once); for a GPU",
+        {"two": _GPU_TWO},
+        Phase(_OURS, init="zoo:bmshj2018-hyperprior/{quality}", codec=_WIDE),
+    ),
+    "paper": Recipe(
+        "the paper's words: additive triggers, two sessions an epoch, batches of 128, CLIP ViT-B/32; give CC3M with "
+        "--dataset shards:PATTERN (gamma is ours: at the paper's 1 nothing is protected)",
+        {
+            "one": TrainConfig("one", 200 * 23_437, 128, 256, learning_rate=1e-4, final_learning_rate=1e-4, pool=128,
+                               trigger_rate=1, trains="codec", schedule="sessions"),
+            "two": TrainConfig("two", 100 * 23_437, 128, 256, learning_rate=1e-5, final_learning_rate=1e-5, pool=128,
+                               trigger_rate=1, trains="codec", schedule="sessions"),
+        },
+        Phase(_OURS, kind="psic", target="ViT-B-32/openai", size=256, codec=replace(_WIDE, residual=0, anchored=False)),
+    ),
+}
+# fmt: on
+
+
+def phases(
+    name: str, quality: int, folder: Path, root: str | None = None, changes: Mapping[str, Any] | None = None
+) -> list[tuple[TrainConfig, Phase, Path]]:
+    """What a recipe runs, phase by phase: how it learns, what it sees, where it goes.
+
+    Args:
+        name: One of `RECIPES`.
+        quality: One of `RATES`.
+        folder: Of the recipe's runs.
+        root: The data root.
+        changes: Fields of `Phase` that replace the recipe's: ``datasets``, ``target``, ``pictures``.
+
+    Raises:
+        ValueError: Unknown name or quality.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
+    if quality not in RATES:
+        raise ValueError(f"quality {quality} has no lambda; the rates are {', '.join(map(str, RATES))}")
+    recipe, found = RECIPES[name], []
+
+    def named(checkpoint: str | None) -> str | None:
+        return checkpoint and checkpoint.format(quality=quality)
+
+    init = named(recipe.first.init)
+    for stage, config in recipe.phases.items():
+        last = config.stage == "two"
+        phase = replace(
+            recipe.first, init=init, root=root, triggers=named(recipe.triggers) if last else None,
+            transforms=None if init else named(recipe.first.transforms),
+            kind="psic" if last else recipe.first.kind, pictures=recipe.pictures if last else None,
+            codec=replace(recipe.first.codec, quality=quality),
+        )  # fmt: skip
+        out = folder / f"{name}-q{quality}-{stage}"
+        found.append((replace(config, lmbda=RATES[quality]), replace(phase, **(changes or {})), out))
+        init = str(out / "model.safetensors")
+    return found
+
+
+def run_recipe(
+    name: str,
+    quality: int,
+    folder: Path,
+    root: str | None = None,
+    dry_run: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Run a recipe's phases; finished ones are skipped, a broken-off one resumes.
+
+    Args:
+        name: One of `RECIPES`.
+        quality: One of `RATES`.
+        folder: Of the runs and of what they make.
+        root: The data root.
+        dry_run: A few steps of each phase at the smallest sizes, in a folder of its own.
+        changes: As in `phases`.
+
+    Returns:
+        The checkpoint ``psic-qN`` in ``folder``; none where another process writes it.
+    """
+    folder = folder / "dry-run" if dry_run else folder
+    accelerator = started()
+    for config, phase, out in phases(name, quality, folder, root, changes):
+        if (out / "model.safetensors").is_file():
+            accelerator.print(f"{out} is finished")
+            continue
+        accelerator.print(f"{out}: stage {config.stage}, {config.steps} steps of {config.batch_size} pictures")
+        run_phase(config.fast() if dry_run else config, phase, out)
+    with accelerator.main_process_first():
+        return [publish(out / "model.safetensors", quality, folder)] if accelerator.is_main_process else []

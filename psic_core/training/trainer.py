@@ -1,0 +1,274 @@
+"""The two-stage alternating trainer, paper section 3.4, on Hugging Face Accelerate."""
+
+import os
+import time
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from psic_core.codec import PSIC
+from psic_core.config import TrainConfig
+from psic_core.datasets.phrases import ATTRIBUTES
+from psic_core.datasets.webdataset import Shards
+from psic_core.models.images import round_to_8_bits
+from psic_core.models.vlp import Target
+from psic_core.objectives import (
+    RateDistortion,
+    attack_loss,
+    gradient_norm,
+    masked_mse,
+    rate_distortion_loss,
+    wrong_conditions,
+)
+from psic_core.training.batches import Batch, CachedLatents, InMemory, Streamed
+from psic_core.training.checkpoints import Row, whole, write_log
+from psic_core.training.pairs import Pairs
+from psic_core.training.platforms import random_platform_transform
+from psic_core.training.schedule import freeze, objective_at, parameter_groups
+
+AUX_LEARNING_RATE = 1e-3  # CompressAI's, for the quantiles of the entropy bottleneck
+
+
+class Trainer:
+    """Trains a PSIC through one phase.
+
+    Stage ``plain`` is rate-distortion alone. Stage ``one`` alternates S1-1 (rate-distortion of the full version)
+    with S1-2 (rate-distortion and attack of the protected one). Stage ``two`` freezes encoder and entropy model
+    and alternates S2-1 and S2-2 on cached rounded latents, so that files written before stay valid.
+
+    With ``trains="triggers"`` the attack trains the triggers alone, never the codec that the full version comes
+    from; an anchored model then has nothing left for S2-1 in stage two: every step is S2-2.
+
+    Every step draws its randomness from (seed, step) alone: a run that is resumed from a checkpoint equals one
+    that was never interrupted (from shards it draws other pictures). Of several processes (``torchrun``,
+    ``accelerate launch``) each takes its rows of the batch, and their gradients are averaged; the first alone writes.
+
+    Args:
+        model: Trained in place.
+        pairs: Pictures in memory, with features where the protected version is trained; or shards to stream.
+        config: The phase.
+        target: The model under attack; not needed by stage ``plain`` or a plain model.
+        out: Folder for ``log.csv`` and ``resume.pt``; resumes where that file exists. ``None`` keeps nothing.
+        accelerator: Knows the other processes.
+
+    Raises:
+        ValueError: The attack has no target or no features; the pictures are smaller than the crop; the processes
+            cannot share a batch evenly.
+    """
+
+    def __init__(
+        self,
+        model: PSIC,
+        pairs: Pairs | Shards,
+        config: TrainConfig,
+        target: Target | None = None,
+        out: str | Path | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.accelerator = accelerator or started()
+        self.config, self.out = config, Path(out) if out else None
+        self.attacks = config.stage != "plain" and model.kind != "plain"
+        self._check(model, pairs, target)
+        self.step, self.seconds = 0, 0.0
+        self.model = model.to(self.accelerator.device)
+        self.target = target.to(self.accelerator.device) if target is not None else None
+        freeze(model, config, self.attacks)
+        groups = {name: parameter_groups(model, config, name) for name in ("full", "protected")[: 1 + self.attacks]}
+        self.optimisers = {name: torch.optim.Adam(g) for name, g in groups.items() if g}
+        quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles") and p.requires_grad]
+        self.aux = torch.optim.Adam(quantiles, AUX_LEARNING_RATE) if quantiles else None
+        if isinstance(pairs, Shards):
+            self.source = Streamed(pairs, config, model, self.target, self.accelerator)
+        else:
+            self.source = InMemory(pairs, config, model, self.accelerator)
+
+    def fit(self, steps: int | None = None) -> list[Row]:
+        """Run to the end of the phase (or for ``steps`` steps), resuming where ``out`` holds a state.
+
+        Returns:
+            The rows of the log of this call.
+        """
+        self.load()
+        last = self.config.steps if steps is None else min(self.config.steps, self.step + steps)
+        rows = []
+        bar = tqdm(
+            range(self.step, last), initial=self.step, total=self.config.steps, desc=f"stage {self.config.stage}",
+            disable=None if self.accelerator.is_main_process else True, mininterval=1,  # None: off where no terminal
+        )  # fmt: skip
+        for _ in bar:
+            started = time.perf_counter()
+            row = self.train_step()
+            self.seconds += time.perf_counter() - started
+            rows.append(row | {"seconds": round(self.seconds, 2)})
+            bar.set_postfix({k: f"{row[k]:.3g}" for k in ("psnr", "bpp", "l_uc") if k in row})
+            if self.step == self.config.steps and self.config.stage != "two":
+                self.model.coder.set_quantiles()
+            if self.out and (self.step % self.config.save_every == 0 or self.step == last):
+                self.save(rows)
+        return rows
+
+    # --- one step ---------------------------------------------------------------------------------------
+
+    def train_step(self) -> Row:
+        """One optimiser step of the objective whose turn it is; with ``mixed``, both at once."""
+        batch = self.batch()
+        torch.manual_seed(self._seed())  # the entropy models draw their quantisation noise globally
+        turn = objective_at(self.step, self.config, tuple(self.optimisers), len(self.source))
+        names = tuple(self.optimisers) if turn == "mixed" else (turn,)
+        losses, row = [], {"step": self.step, "objective": turn}
+        for name in names:
+            loss, logged = self.loss_full(batch) if name == "full" else self.loss_protected(batch)
+            losses.append(loss)
+            row |= logged if turn != "mixed" else {f"{key}_{name}": value for key, value in logged.items()}
+        row["grad_norm"] = self._descend(self.optimisers[names[0]], sum(losses) / len(losses))
+        if self.attacks and self.model.config.anchored:
+            self.model.anchor()
+        if self.aux is not None:
+            self.aux.zero_grad()
+            self.model.backbone.aux_loss().backward()  # of the weights alone: equal in all processes
+            self.aux.step()
+        self.step += 1
+        return row
+
+    def loss_full(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """S1-1, and S2-1 where the rate is frozen: the full version is the photo."""
+        out = self.model(batch.x, self.model.full_condition() if self.attacks else None, y_hat=batch.y_hat)
+        x_hat = batch.cut(out["x_hat"])
+        rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], self.config.lmbda)
+        loss, row = rd.loss, {}
+        if self.config.fidelity and self.attacks:
+            drift = (1 - (self._read(x_hat) * self.source.clean(batch).to(batch.x.device)).sum(1)).mean()
+            loss, row = loss + self.config.lmbda * self.config.fidelity * drift, {"drift": float(drift.detach())}
+        return loss, _row(loss, rd) | row
+
+    def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """S1-2 and S2-2: the protected version looks like the photo and reads as its target caption."""
+        config, y_hat = self.config, batch.y_hat
+        if y_hat is None and config.trains == "triggers":
+            y_hat = self.model.quantised_latents(batch.x)  # the encoder is not this objective's business
+        beta = wrong_conditions(len(batch.x), self.model.config.dim, batch.rng).to(batch.x.device)
+        out = self.model(batch.x, beta, y_hat=y_hat)
+        x_hat = batch.cut(out["x_hat"])
+        rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
+        shown = random_platform_transform(x_hat, config.eot, batch.rng) if config.eot else x_hat
+        attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng, self.answers)
+        if self.step % 20 == 1:  # how strong each of the two terms is where it counts
+            row["pull_uc"] = gradient_norm(config.lmbda * config.gamma * attack, x_hat)
+            row["pull_mse"] = gradient_norm(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
+        loss = rd.loss + config.lmbda * config.gamma * attack
+        if config.masking:
+            seen = masked_mse(x_hat, batch.x)
+            loss, row["psnr_masked"] = loss + config.lmbda * config.masking * 255**2 * seen, _psnr(seen)
+        return loss, row | _row(loss, rd)
+
+    def _descend(self, optimiser: torch.optim.Optimizer, loss: Float[Tensor, ""]) -> float:
+        """Backward and a step at the phase's learning rate; returns the gradient's norm before it is clipped."""
+        optimiser.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        if self.accelerator.num_processes > 1:  # no DistributedDataParallel: each step uses other parts of a PSIC
+            for p in parameters:
+                p.grad = p.grad if p.grad is None else self.accelerator.reduce(p.grad, "mean")
+        norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad))
+        for group in optimiser.param_groups:
+            group["lr"] = self.config.rate_at(self.step) * group["scale"]
+        optimiser.step()
+        return norm
+
+    def _read(self, x_hat: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
+        """What the target makes of pictures as they would be saved."""
+        saved = round_to_8_bits(x_hat)
+        with torch.autocast(saved.device.type, torch.bfloat16, enabled=self.config.amp):
+            return self.target.encode_image(saved)
+
+    @cached_property
+    def answers(self) -> Float[Tensor, "questions 2 d"] | None:
+        """Both prompts of each yes-or-no attribute of the scenes, as the target reads them."""
+        if not self.config.questions:
+            return None
+        prompts = [prompt for yes, no, _ in ATTRIBUTES.values() for prompt in (yes, no)]
+        return self.target.encode_text(prompts).unflatten(0, (-1, 2))
+
+    # --- data and state ---------------------------------------------------------------------------------
+
+    def batch(self) -> Batch:
+        """What the present step sees."""
+        rng = torch.Generator().manual_seed(self._seed() + self.accelerator.process_index)
+        return self.source.batch(self.step, rng)
+
+    @property
+    def latents(self) -> CachedLatents | None:
+        """Stage two: what its decoder starts from."""
+        return self.source.latents
+
+    def save(self, rows: list[Row]) -> None:
+        """Write the resumable state, then the log."""
+        if not self.accelerator.is_main_process:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
+            "aux": self.aux.state_dict() if self.aux else None,
+        }
+        with whole(self.out / "resume.pt") as partial:
+            torch.save(state, partial)
+        write_log(self.out / "log.csv", rows)
+
+    def load(self) -> None:
+        """Continue from ``out/resume.pt`` if it is there."""
+        path = self.out / "resume.pt" if self.out else None
+        if path is None or self.step or not path.is_file():
+            return
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state["model"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        if self.aux:
+            self.aux.load_state_dict(state["aux"])
+        self.source.restart()
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _seed(self) -> int:
+        return (self.config.seed * 1_000_003 + self.step) * 64
+
+    def _check(self, model: PSIC, pairs: Pairs | Shards, target: Target | None) -> None:
+        config, streamed = self.config, isinstance(pairs, Shards)
+        if self.attacks and (target is None or not (streamed or pairs.image_features is not None)):
+            raise ValueError(f"stage {config.stage} attacks a target: pass one, and pairs.with_features(target)")
+        shape = (pairs.size, pairs.size) if streamed else tuple(pairs.pictures.shape[-2:])
+        if config.crop > min(shape):
+            raise ValueError(f"crop {config.crop} exceeds the pictures' {shape}")
+        grid = model.coder.cell if config.stage == "two" else model.factor
+        if config.crop % grid:
+            raise ValueError(f"crop {config.crop} is no multiple of {grid}, the latents' grid in stage {config.stage}")
+        if not streamed and len(pairs) < config.batch_size:
+            raise ValueError(f"{len(pairs)} pictures do not fill a batch of {config.batch_size}")
+        if config.batch_size % (n := self.accelerator.num_processes):
+            raise ValueError(f"batch_size {config.batch_size} is shared by {n} processes: give a multiple of {n}")
+
+
+def started() -> Accelerator:
+    """One process, or all that ``torchrun`` or ``accelerate launch`` has started: gloo on CPUs, NCCL on GPUs."""
+    # Accelerate leaves launched processes alone with themselves where there is no GPU, unless told to use the CPU.
+    alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
+    patience = timedelta(hours=12)  # the others wait while the first process fills a cache
+    return Accelerator(cpu=alone, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+
+
+def _row(loss: Float[Tensor, ""], rd: RateDistortion) -> dict[str, float]:
+    """What the log has of every step."""
+    return {"loss": float(loss.detach()), "bpp": float(rd.bpp.detach()), "psnr": _psnr(rd.mse)}
+
+
+def _psnr(mse: Float[Tensor, ""]) -> float:
+    return float(-10 * torch.log10(mse.detach()))

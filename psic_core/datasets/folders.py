@@ -192,8 +192,7 @@ class ImageNetFolder(Folder):
         super().__init__(root, size)
         path = self.root / "classes.csv"
         rows = read_rows(path, "index", "class_name", "file")
-        odd = [row["index"] for row in rows if not row["index"].strip().isdecimal()]
-        if odd:
+        if odd := [row["index"] for row in rows if not row["index"].strip().isdecimal()]:
             raise ValueError(f"{path}: index {odd[0]!r} is no number; give each class its number, from 0")
         rows.sort(key=lambda row: int(row["index"]))
         self.classes: tuple[str, ...] = tuple(dict.fromkeys(row["class_name"] for row in rows))

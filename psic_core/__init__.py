@@ -1,4 +1,16 @@
-"""Privacy-Shielded Image Compression: one stream, a protected picture by default, the full one with the keyword."""
+"""Privacy-Shielded Image Compression: one stream, a protected picture by default, the full one with the keyword.
+
+The paper: Shen, Xu, Yin and Yang, *Privacy-Shielded Image Compression: Defending Against Exploitation from
+Vision-Language Pretrained Models*, ICML 2025, PMLR 267, https://proceedings.mlr.press/v267/. In the order of its pages:
+
+    codec       section 3.1, Fig. 2a: E, Q and D as one model; `compress` and `decompress` real files
+    triggers    section 3.2, Fig. 2b, Eq. 2 and 4: T(beta), and where tau enters the decoder
+    evidence    section 3.3, Fig. 2c, Eq. 5 to 8: which caption a picture is pulled to
+    objectives  sections 3.3 and 3.4: Eq. 9 and the losses S1-1 to S2-2
+    training    section 3.4: the two alternating stages
+    lab         section 4: what is measured, against which rivals; and the limits, which are ours
+    keys, bitstream, models, datasets, app  what a paper leaves out
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,7 @@
-"""PSIC: any CompressAI image model with conditional synthesis. One stream, two pictures."""
+"""PSIC: any CompressAI image model with conditional synthesis. One stream, two pictures: section 3.1, Fig. 2a.
+
+Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
+"""
 
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +17,7 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
 from psic_core.models import tiles
-from psic_core.models.compressai import build_backbone, default_sizes, dissect, identify, split_stages
+from psic_core.models.compressai import LatentTap, build_backbone, default_sizes, dissect, identify, split_stages
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import one_picture, pad_to, to_pil
 from psic_core.triggers import ConditionalSynthesis
@@ -40,14 +43,11 @@ class PSIC(nn.Module):
         self.secret = secret
         self.kind = "psic"
         anatomy = dissect(backbone)
-        try:
-            stages, channels = split_stages(anatomy.synthesis, anatomy.y_hat)
-        except ValueError:
-            backbone.g_s = anatomy.synthesis  # the caller's model stays whole
-            raise
+        stages, channels = split_stages(backbone.g_s, anatomy.y_hat)  # the caller's model is whole where this fails
+        backbone.g_s = LatentTap()  # what the backbone reconstructs from here on is y_hat: see `replaced`
         self.factor = anatomy.factor  # pictures are padded to multiples of it, in pixels
         self.coder = EntropyCoder(backbone, anatomy.factor, anatomy.cell)
-        self.coder.level(None, config.quality)
+        self.coder.checked_quality(None, config.quality)
         self.backbone = backbone.train()
         self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual, config.injections)
 
@@ -96,17 +96,27 @@ class PSIC(nn.Module):
         y_hat: Float[Tensor, "batch m h w"] | None = None,
         quality: int | None = None,
     ) -> dict[str, Any]:
-        """CompressAI's contract: ``{"x_hat": (B, 3, H, W), "likelihoods": {...}}``, and ``"y_hat"`` beside.
+        """Fig. 2a: x -> E -> y_hat (Eq. 1) -> D under a condition -> x_hat (Eq. 3).
 
         Args:
             x: Pictures in [0, 1]; height and width multiples of ``factor``.
             condition: One vector, or one a picture; ``None`` decodes protected.
             y_hat: Known latents (training stage two): the backbone is skipped and there are no likelihoods.
             quality: Level of a variable-rate model, from 0; ``None`` is the configuration's.
+
+        Returns:
+            CompressAI's contract, ``{"x_hat": (B, 3, H, W), "likelihoods": {...}}``, and ``"y_hat"`` beside.
         """
-        rate = self.coder.rate(self.coder.level(quality, self.config.quality))
-        out = {"x_hat": y_hat, "likelihoods": {}} if y_hat is not None else self.backbone(x, **rate)
-        return out | {"y_hat": out["x_hat"], "x_hat": self.synthesize(out["x_hat"], condition)}
+        y_hat, likelihoods = self.encode(x, quality) if y_hat is None else (y_hat, {})
+        x_hat = self.synthesize(y_hat, condition)
+        return {"x_hat": x_hat, "y_hat": y_hat, "likelihoods": likelihoods}
+
+    def encode(
+        self, x: Float[Tensor, "batch 3 height width"], quality: int | None = None
+    ) -> tuple[Float[Tensor, "batch m h w"], dict[str, Tensor]]:
+        """E and Q of Fig. 2a, which see no condition: y_hat, noisy in training mode, and its likelihoods."""
+        out = self.backbone(x, **self.coder.rate(self.coder.checked_quality(quality, self.config.quality)))
+        return out["x_hat"], out["likelihoods"]
 
     @torch.no_grad()
     def quantised_latents(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch m h w"]:
@@ -116,14 +126,14 @@ class PSIC(nn.Module):
         if hasattr(self.backbone, "context_prediction"):  # forward() predicts no means there; slow, on the CPU
             y_hat = torch.cat([self.coder.encode(one, quality)[1] for one in x.split(1)])
         else:
-            y_hat = self.backbone(x, **self.coder.rate(quality))["x_hat"]
+            y_hat, _ = self.encode(x)
         self.backbone.train(training)
         return y_hat
 
     def synthesize(
         self, y_hat: Float[Tensor, "batch m h w"], condition: Float[Tensor, "*batch dim"] | None = None
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Decode latents, unclamped. ``None`` is the zero vector: protected."""
+        """D of Eq. 3, unclamped. ``None`` is the zero vector: protected."""
         if self.kind == "plain":
             return self.g_s.plain(y_hat)
         if condition is None:
@@ -183,11 +193,11 @@ class PSIC(nn.Module):
         Raises:
             ValueError: No single RGB picture in [0, 1]; model not float32 on the CPU; no secret; no such quality.
         """
-        x, quality = one_picture(image), self.coder.level(quality, self.config.quality)
+        x, quality = one_picture(image), self.coder.checked_quality(quality, self.config.quality)
         height, width = x.shape[-2:]
-        slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
         x = pad_to(x, self.factor)
         strings, y_hat = self.coder.encode(x, quality, tiles.tile_for(height, width, tile))
+        slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
         return bitstream.pack(
             Stream(
                 architecture=self.config.architecture,
@@ -222,7 +232,9 @@ class PSIC(nn.Module):
     ) -> Float[Tensor, "1 3 height width"]:
         """`decompress` as floats in [0, 1], before rounding to 8 bits."""
         unpacked = bitstream.unpack(stream)
-        return self.picture(self.latents(unpacked), unpacked, self.condition_of(unpacked, keyword), tile)
+        y_hat = self.latents(unpacked)
+        beta = self.condition_of(unpacked, keyword)
+        return self.picture(y_hat, unpacked, beta, tile)
 
     def latents(self, stream: Stream) -> Float[Tensor, "1 m h w"]:
         """Entropy-decode a stream: the y_hat that every version of the picture starts from.

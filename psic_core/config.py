@@ -83,7 +83,7 @@ class CodecConfig:
 class TrainConfig:
     """One training phase. The paper's stage 1 is `one`, stage 2 is `two`; `plain` is the backbone.
 
-    Losses (DESIGN decisions 6 to 8; distortion in units of 255^2):
+    Losses, with distortion in units of 255^2:
         full       lmbda * 255^2 * MSE(x_hat_f, x) + R                       S1-1, S2-1 without R
         protected  lmbda * (255^2 * mu * MSE(x_hat_e, x) + gamma * L_UC) + R     S1-2, S2-2 without R
     """
@@ -97,14 +97,14 @@ class TrainConfig:
     trigger_rate: float = 5.0  # the triggers' learning rate, as a multiple: they start from zero
     warmup: int = 50  # steps of linear warm-up
     lmbda: float = 0.0035  # weight of the distortion against the rate; 0.0035 is CompressAI's quality 2
-    gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, far too weak (decision 6)
-    mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2 (decision 7)
+    gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, next to which the MSE is everything
+    mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2, which lets the picture go
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     trains: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on
     questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
-    schedule: Schedule = "alternate"  # whose turn a step is: one each, by half epochs, or both (decision 8)
+    schedule: Schedule = "alternate"  # whose turn a step is: one each, by half epochs (the paper), or both
     s: float = 0.07  # temperature of Eq. 5 and Eq. 9
     tau: float = 1.0  # the other temperature of Eq. 5
     pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size

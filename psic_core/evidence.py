@@ -1,4 +1,6 @@
-"""Dempster-Shafer evidence between pictures and captions, paper Eq. 5 to 8.
+"""Dempster-Shafer evidence between pictures and captions: section 3.3 of the paper, Eq. 5 to 8.
+
+Shen et al., ICML 2025, https://proceedings.mlr.press/v267/. The evidence is Qin et al.'s (2022).
 
 The chain: cosine similarities -> evidence E (Eq. 5) -> both directions B = E + E^T (Eq. 6)
 -> belief mass u of a Dirichlet (Eq. 7) -> the caption that deserves the least belief (Eq. 8).
@@ -93,8 +95,8 @@ def least_believed(b: Float[Tensor, "k k"], mask: Bool[Tensor, "k k"] | None = N
     """The target caption of each picture, Eq. 8: ``arg min_n u_in``.
 
     The arg min of the belief is the arg min of ``b``: the normaliser is the same along a row and never
-    changes it. The text calls the result the highest uncertainty; the literal arg max would choose the
-    picture's own caption (READING A6).
+    changes it. The text calls the result the highest uncertainty. Read literally, as
+    the arg max of Eq. 7's "uncertainty", it would be the caption that is believed most: the picture's own.
 
     Args:
         b: Combined evidence of Eq. 6.
@@ -126,7 +128,7 @@ def same_caption(captions: Sequence[str]) -> Bool[Tensor, "k k"]:
     return ids[:, None] == ids[None, :]
 
 
-def targets(
+def target_captions(
     image_features: Float[Tensor, "k d"],
     text_features: Float[Tensor, "k d"],
     mask: Bool[Tensor, "k k"] | None = None,

@@ -5,8 +5,8 @@ Two levels::
     owner's passphrase --scrypt--> secret (16 bytes) --SHAKE-256--> c, a unit vector in R^dim
     reader's keyword   --scrypt--> slot key, which opens a 40-byte header slot --> the same secret
 
-The paper promises a "customizable condition (e.g. keywords)" sent with the stream and leaves open
-how; this construction is ours. It controls which picture a decoder shows. It is no promise of
+Section 3.1 of the paper promises a "customizable condition (e.g. keywords)" sent with the stream and
+leaves open how; this construction is ours. It controls which picture a decoder shows. It is no promise of
 secrecy: whoever holds a decoder *and* its secret sees everything coded with that encoder, and a
 weak keyword can be guessed offline.
 """

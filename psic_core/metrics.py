@@ -101,7 +101,7 @@ def attack_success_rate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """ASR: of what the task gets right before, the share that it gets wrong after (DESIGN decision 12).
+    """ASR: of what the task gets right before, the share that it gets wrong after (section 4).
 
     "Before" is the plain codec's reconstruction at the same rate. The same figure for the full version, for
     JPEG or for noise is its null: what any change of the pictures does.

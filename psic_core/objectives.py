@@ -1,4 +1,7 @@
-"""Losses: rate-distortion, UAEO (paper Eq. 9) and the naive attack that the paper compares with (Fig. 6)."""
+"""The losses of sections 3.3 and 3.4: rate-distortion (S1-1), UAEO (Eq. 9), and its rivals (Fig. 6).
+
+Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
+"""
 
 import math
 from collections.abc import Mapping
@@ -239,7 +242,9 @@ def _targets(
         return torch.multinomial(free, 1, generator=rng)[:, 0].to(text.device)
     mask = torch.zeros_like(same) if config.objective == "literal" else same
     s, tau = evidence.PRESETS.get(config.preset, (config.s, config.tau))
-    return evidence.targets(clean, text, mask.to(text.device), s, tau, row_only=config.row_only, center=config.center)
+    return evidence.target_captions(
+        clean, text, mask.to(text.device), s, tau, row_only=config.row_only, center=config.center
+    )
 
 
 def wrong_conditions(n: int, dim: int, rng: torch.Generator) -> Float[Tensor, "n dim"]:

@@ -1,4 +1,7 @@
-"""The conditional latent trigger generator (CLTG), paper Eq. 2 and 4."""
+"""The conditional latent trigger generator (CLTG): section 3.2 of the paper, Fig. 2b, Eq. 2 to 4.
+
+Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
+"""
 
 from collections.abc import Sequence
 from itertools import zip_longest

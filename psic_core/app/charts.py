@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from psic_core.app.comparison_tables import NAMES as METHODS
 from psic_core.app.comparison_tables import plain_psnr
 from psic_core.app.figures import COLOURS, STYLE, against_rate
-from psic_core.app.tables import NAMES, TASKS, Reports
+from psic_core.app.tables import NAMES, TASK_TITLES, Reports
 from psic_core.lab.ablations import SWEEPS
-from psic_core.lab.bench import TASKS as BENCH_TASKS
+from psic_core.lab.bench import TASKS
 from psic_core.lab.frontier import curve, gap
 from psic_core.lab.limits import LEVELS
 
-VERSIONS = ("original", "backbone", "full", "protected")
+DRAWN = ("original", "plain", "full", "protected")
 NULLS = ("protected", "full", "jpeg", "noise")
 PANELS = {
     ("flickr8k", "t2i"): "text→image, Flickr8k",
@@ -43,11 +43,11 @@ def performance(found: Reports, captions: Mapping[int, Mapping[str, Any]] | None
     for (name, task), title in PANELS.items():
         if name in found:
             rates = found[name].values()
-            panels[f"{title} (%)"] = {v: [(r["bpp"], 100 * r["score"][task][v]) for r in rates] for v in VERSIONS}
+            panels[f"{title} (%)"] = {v: [(r["bpp"], 100 * r["score"][task][v]) for r in rates] for v in DRAWN}
     for score, title in (("bleu4", "captions, BLEU@4"), ("cider", "captions, CIDEr")):
         if captions:
             rates = captions.values()
-            panels[f"{title} (%)"] = {v: [(r["bpp"], 100 * r["scores"][v][score]) for r in rates] for v in VERSIONS}
+            panels[f"{title} (%)"] = {v: [(r["bpp"], 100 * r["scores"][v][score]) for r in rates] for v in DRAWN}
     return against_rate(panels, NAMES)
 
 
@@ -72,7 +72,7 @@ def fidelity(report: Mapping[str, Any]) -> Figure:
     Args:
         report: As `psic_core.lab.rate_distortion.rate_distortion` gives it.
     """
-    curves = {"backbone": "plain", "full": "full", "protected": "protected"}
+    curves = {"plain": "plain", "full": "full", "protected": "protected"}
     points, panels = report["points"].values(), {}
     for key, title in (("psnr", "PSNR (dB)"), ("ms_ssim", "MS-SSIM"), ("lpips", "LPIPS")):
         if all(key in p["full"] for p in points):
@@ -95,7 +95,7 @@ def frontier(points: Sequence[Mapping[str, Any]], methods: Sequence[str] | None 
     known = [m for m in methods or SWEEPS if any(p["method"] == m for p in points)]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(8.6, 6.6), sharex=True)
-        for ax, task in zip(axes.flat, BENCH_TASKS, strict=True):
+        for ax, task in zip(axes.flat, TASKS, strict=True):
             dots = [(p["psnr"]["protected"] - plain, 100 * p["asr"][task]["value"]) for p in points
                     if p["method"] not in known]  # fmt: skip
             if dots and methods is None:
@@ -107,7 +107,7 @@ def frontier(points: Sequence[Mapping[str, Any]], methods: Sequence[str] | None 
                 look = "--" if method.startswith("pgd") else "-"
                 bars = {"yerr": (low, high), "elinewidth": 0.6, "ms": 3.5, "lw": 1.3, "marker": "o"}
                 ax.errorbar(x, y, ls=look, label=METHODS[method], color=METHOD_COLOURS[method], **bars)
-            ax.set_title(TASKS[task])
+            ax.set_title(TASK_TITLES[task])
             ax.set_ylim(-3, 103)
         for ax in axes[1]:
             ax.set_xlabel("protected − plain (dB)")
@@ -130,7 +130,7 @@ def changes(points: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Figu
     ours, rows = curve(points, "uaeo"), []
     for method in methods:
         for p in (p for p in points if p["method"] == method and not p["seed"]):
-            found = gap(curve([p], method), ours, p["psnr"]["protected"], BENCH_TASKS)
+            found = gap(curve([p], method), ours, p["psnr"]["protected"], TASKS)
             if found:
                 rows.append(
                     (f"{p['name']}  ({p['psnr']['protected'] - plain_psnr(points):+.2f} dB)", *_bar(found._asdict()))

@@ -8,12 +8,12 @@ from psic_core.app.tables import interval, markdown
 from psic_core.lab.ablations import SWEEPS, VARIANTS, point
 from psic_core.lab.bench import TASKS
 from psic_core.lab.frontier import curve, gap, spread, success
-from psic_core.lab.limits import LEVELS as WHO
+from psic_core.lab.limits import LEVELS
 from psic_core.metrics import Estimate
 
 Points = Sequence[Mapping[str, Any]]
 
-LEVELS = (-0.75, -1.0)  # dB of the protected version against the plain codec's picture
+OFFSETS = (-0.75, -1.0)  # dB of the protected version against the plain codec's picture
 NAMES = {
     "shipped": "psic-q2 as it ships",
     "i2t": "PSIC, UAEO as printed (Eq. 9)",
@@ -61,12 +61,12 @@ def frontier_table(points: Points, level: float) -> str:
 
 def claims_table(points: Points) -> str:
     """The paper's two comparisons, at equal PSNR."""
-    head = ["difference", "tasks", "paper", *(f"at {level:+.2f} dB" for level in LEVELS), "spread over seeds"]
+    head = ["difference", "tasks", "paper", *(f"at {level:+.2f} dB" for level in OFFSETS), "spread over seeds"]
     rows = []
     for method, tasks, paper in CLAIMS:
         for mine in UAEO:
             one, other = curve(points, mine), curve(points, method)
-            gaps = [_points(gap(one, other, plain_psnr(points) + level, tasks)) for level in LEVELS]
+            gaps = [_points(gap(one, other, plain_psnr(points) + level, tasks)) for level in OFFSETS]
             spreads = [s for c in (one, other) if (s := spread(c, tasks)) is not None]
             said = f"{100 * max(spreads):.1f}" if spreads else "–"
             name = "mean of four" if len(tasks) > 1 else tasks[0]
@@ -117,7 +117,7 @@ def limits_table(report: Mapping[str, Any], tasks: bool = False) -> str:
     for row in report["rows"]:
         if row["level"] != level:
             level = row["level"]
-            rows.append([f"**{WHO[level]}**", *[""] * (len(head) - 1)])
+            rows.append([f"**{LEVELS[level]}**", *[""] * (len(head) - 1)])
         rates = [row["null"], *(row["asr"][m] for m in report["models"])]
         rows.append([row["attack"], *(_tasks(r) if tasks else _interval(r["mean"]) for r in rates)])
     return markdown(head, rows)

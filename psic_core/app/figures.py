@@ -16,7 +16,7 @@ from torch import Tensor
 #: Each version keeps its colour through the whole course.
 COLOURS = {
     "original": "#4d4d4d",
-    "backbone": "#8da0cb",
+    "plain": "#8da0cb",
     "full": "#1b9e77",
     "protected": "#d95f02",
     "wrong keyword": "#e7298a",
@@ -161,7 +161,7 @@ def against_rate(
         for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
             for name, points in curves.items():
                 style = "--" if name == "original" else ":" if name in ("jpeg", "noise") else "-"
-                width = 3.5 if name == "backbone" else 1.5  # seen below the full version, which lies upon it
+                width = 3.5 if name == "plain" else 1.5  # seen below the full version, which lies upon it
                 ax.plot(*zip(*points, strict=True), style, marker="o", ms=3, lw=width, label=name, c=COLOURS.get(name))
             ax.set_title(title)
             ax.set_xlabel(rate)

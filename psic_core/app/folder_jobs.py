@@ -118,7 +118,7 @@ def load(work: Work) -> PSIC:
     model = load_checkpoint(work.checkpoint)
     if work.passphrase:
         model.secret = keys.secret(work.passphrase)
-    model.coder.level(work.quality, model.config.quality)
+    model.coder.checked_quality(work.quality, model.config.quality)
     if work.task == "encode" and work.keyword and model.secret is None:
         raise ValueError("this checkpoint does not hold its secret; pass --passphrase PASSPHRASE")
     return model
@@ -149,7 +149,7 @@ def _is_there(job: Job, work: Work, model: PSIC) -> bool:
         stream = bitstream.unpack(job.output.read_bytes())
     except bitstream.BitstreamError:
         return False
-    quality = model.coder.level(work.quality, model.config.quality)
+    quality = model.coder.checked_quality(work.quality, model.config.quality)
     same = (stream.architecture, stream.quality, stream.fingerprint, bool(stream.slots))
     return same == (model.config.architecture, quality, model.fingerprint(), bool(work.keyword))
 

@@ -11,7 +11,7 @@ from psic_core.lab.versions import VERSIONS
 from psic_core.metrics import Estimate, flip_rate
 from psic_core.training.checkpoints import read_card
 
-TASKS = {
+TASK_TITLES = {
     "t2i": "text→image retrieval, R@1",
     "i2t": "image→text retrieval, R@1",
     "classification": "zero-shot classification",
@@ -20,7 +20,7 @@ TASKS = {
 SHORT = {"t2i": "ASR t2i", "i2t": "ASR i2t", "classification": "ASR class", "attributes": "ASR attr."}
 COLUMNS = {
     "protected": "protected",
-    "wrong_key": "wrong keyword",
+    "wrong keyword": "wrong keyword",
     "full": "full (null)",
     "jpeg": "JPEG (null)",
     "noise": "noise (null)",
@@ -29,7 +29,11 @@ COLUMNS = {
 #: paper's pictures are not quite ours: it reads 5,000 of ImageNet and 10,000 of CelebA.
 PAPER = {("flickr8k", "t2i"): 80.8, ("flickr8k", "i2t"): 72.3, ("imagenet", "classification"): 67.0,
          ("celeba", "attributes"): 51.5}  # fmt: skip
-NAMES = {"backbone": "plain codec", "jpeg": "JPEG", "wrong_key": "wrong keyword"}  # of versions, where it is not theirs
+NAMES = {
+    "plain": "plain codec",
+    "jpeg": "JPEG",
+    "wrong keyword": "wrong keyword",
+}  # of versions, where it is not theirs
 SETS = ("flickr8k", "imagenet", "celeba", "scenes")  # the order of every table
 
 Reports = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by data set and quality
@@ -65,12 +69,14 @@ def success_table(found: Reports) -> str:
     rows = []
     for name, by_rate in found.items():
         first = next(iter(by_rate.values()))
-        for task in (t for t in TASKS if t in first["asr"]):
+        for task in (t for t in TASK_TITLES if t in first["asr"]):
             flips = [r["flips"][task] for r in by_rate.values()]  # of the same pictures at each rate
             means = {c: flip_rate([unpack_flips(f[c]) for f in flips]) for c in COLUMNS}
-            right = 100 * fmean([r["score"][task]["backbone"] for r in by_rate.values()])
+            right = 100 * fmean([r["score"][task]["plain"] for r in by_rate.values()])
             cells = [_cell(e, c == "protected") for c, e in means.items()]
-            rows.append([f"{name} ({first['n']})", TASKS[task], f"{right:.1f} %", *cells, PAPER.get((name, task), "–")])
+            rows.append(
+                [f"{name} ({first['n']})", TASK_TITLES[task], f"{right:.1f} %", *cells, PAPER.get((name, task), "–")]
+            )
     return markdown(head, rows)
 
 
@@ -81,7 +87,7 @@ def rates_table(found: Reports) -> str:
     for name, by_rate in found.items():
         for quality, r in by_rate.items():
             p, cells = r["psnr"], _successes(r["asr"], "protected")
-            same = f"{p['full']:.2f} dB" if abs(p["full"] - p["backbone"]) < 0.005 else f"{p['full']:.2f} dB (full)"
+            same = f"{p['full']:.2f} dB" if abs(p["full"] - p["plain"]) < 0.005 else f"{p['full']:.2f} dB (full)"
             rows.append([name, f"q{quality}", f"{r['bpp']:.3f}", same, f"{p['protected'] - p['full']:+.2f} dB", *cells])
     return markdown(head, rows)
 
@@ -91,9 +97,9 @@ def denominators_table(found: Reports) -> str:
     head = ["pictures", "task", "of what is right on the plain codec", "of what is right on the original", "of all"]
     rows = []
     for name, by_rate in found.items():
-        for task in (t for t in TASKS if t in next(iter(by_rate.values()))["asr"]):
+        for task in (t for t in TASK_TITLES if t in next(iter(by_rate.values()))["asr"]):
             values = [_mean(by_rate, key, task, "protected", "value") for key in ("asr", "asr_original", "asr_all")]
-            rows.append([name, TASKS[task], *(_percent(v) for v in values)])
+            rows.append([name, TASK_TITLES[task], *(_percent(v) for v in values)])
     return markdown(head, rows)
 
 
@@ -106,7 +112,7 @@ def recall_table(found: Reports) -> str:
         for task in (t for t in names if t in next(iter(by_rate.values())).get("recall", {})):
             cells = [
                 " / ".join(_percent(_mean(by_rate, "recall", task, v, str(k))) for k in (1, 5, 10))
-                for v in ("original", "backbone", "protected")
+                for v in ("original", "plain", "protected")
             ]
             rows.append([name, names[task], *cells])
     return markdown(head, rows)
@@ -118,7 +124,7 @@ def scores_table(found: Reports) -> str:
     for name, by_rate in found.items():
         first = next(iter(by_rate.values()))
         for task in (t for t in ("classification", "attributes") if t in first["score"]):
-            rows.append([name, TASKS[task], *(_percent(_mean(by_rate, "score", task, v)) for v in VERSIONS)])
+            rows.append([name, TASK_TITLES[task], *(_percent(_mean(by_rate, "score", task, v)) for v in VERSIONS)])
         if "balanced" in first:
             rows.append([name, "attributes, balanced", *(_percent(_mean(by_rate, "balanced", v)) for v in VERSIONS)])
     return markdown(head, rows)
@@ -131,12 +137,12 @@ def transfer_table(found: Reports) -> str:
     rows = []
     for name, by_rate in found.items():
         first = next(iter(by_rate.values()))
-        for task in (t for t in TASKS if t in first["asr"]):
+        for task in (t for t in TASK_TITLES if t in first["asr"]):
             for target in (first["target"], *first.get("transfer", ())):
                 read = [r if target == first["target"] else r["transfer"][target] for r in by_rate.values()]
                 means = [flip_rate([unpack_flips(r["flips"][task][c]) for r in read]) for c in columns]
-                right = f"{100 * fmean([r['score'][task]['backbone'] for r in read]):.1f} %"
-                rows.append([name, TASKS[task], target, right, *(_cell(e, i == 0) for i, e in enumerate(means))])
+                right = f"{100 * fmean([r['score'][task]['plain'] for r in read]):.1f} %"
+                rows.append([name, TASK_TITLES[task], target, right, *(_cell(e, i == 0) for i, e in enumerate(means))])
     return markdown(head, rows)
 
 
@@ -150,7 +156,7 @@ def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
         lost = first["cider_loss"].get(version)
         cells += ["–", "–"] if lost is None else [
             f"{_percent(_mean(found, 'cider_loss', version, 'value'))} %",
-            f"{100 * _mean(found, 'same_as_backbone', version):.0f} %",
+            f"{100 * _mean(found, 'same_as_plain', version):.0f} %",
         ]  # fmt: skip
         rows.append([NAMES.get(version, version), *cells])
     return markdown(head, rows)
@@ -235,10 +241,10 @@ def others_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         found: Reports of `psic evaluate`, by a name for each row.
     """
-    head = ["model", "pictures", "bpp", "full", "protected", *(f"{t}, ASR %" for t in TASKS), "null, i2t"]
+    head = ["model", "pictures", "bpp", "full", "protected", *(f"{t}, ASR %" for t in TASK_TITLES), "null, i2t"]
     rows = []
     for name, r in found.items():
-        asr = [_percent(r["asr"][t]["protected"]["value"]) if t in r["asr"] else "–" for t in TASKS]
+        asr = [_percent(r["asr"][t]["protected"]["value"]) if t in r["asr"] else "–" for t in TASK_TITLES]
         psnr = f"{r['psnr']['full']:.2f} dB", _signed(r["psnr"]["protected"] - r["psnr"]["full"]) + " dB"
         rows.append([f"`{name}`", r["n"], f"{r['bpp']:.3f}", *psnr, *asr, _percent(r["asr"]["i2t"]["full"]["value"])])
     return markdown(head, rows)

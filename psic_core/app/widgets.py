@@ -25,7 +25,7 @@ from psic_core.metrics import psnr
 from psic_core.models.images import load_image, to_pil, to_tensor
 from psic_core.models.vlp import Target
 
-VERSIONS = ("original", "full", "protected", "wrong keyword")
+MODES = ("original", "full", "protected", "wrong keyword")
 
 
 class InputError(ValueError):
@@ -243,7 +243,7 @@ class ModeSwitch(PhotoPanel):
         self.upload = FileUpload(accept="image/*", description="upload")
         self.sealed = Text(keyword, description="sealed with", continuous_update=False)
         self.tried = Text("", description="you type", placeholder="no keyword", continuous_update=False)
-        self.version = ToggleButtons(options=VERSIONS, value="protected", description="version")
+        self.version = ToggleButtons(options=MODES, value="protected", description="version")
         self.wrong = wrong
         super().__init__(lab, prompts, self._mode, [self.upload], [self.sealed, self.tried], [self.version])
 

@@ -84,7 +84,7 @@ class Bench:
             protected version and ``null[task]`` of the full one, as `metrics.Estimate`; ``flips[task]`` as
             `evaluation.pack_flips` writes them. JSON-ready.
         """
-        seen = {"backbone": self.read, "full": self.read, "protected": self.target.encode_images(protected).cpu()}
+        seen = {"plain": self.read, "full": self.read, "protected": self.target.encode_images(protected).cpu()}
         if full is not None:
             seen["full"] = self.target.encode_images(full).cpu()
         correct = task_results(seen, self.data, self.texts)
@@ -94,7 +94,7 @@ class Bench:
         for task in TASKS:
             if task in correct:
                 by, groups = correct[task]
-                count = partial(count_flips, by["backbone"], groups=groups)
+                count = partial(count_flips, by["plain"], groups=groups)
                 report["asr"][task] = flip_rate([count(by["protected"])])._asdict()
                 report["null"][task] = flip_rate([count(by["full"])])._asdict()
                 report["flips"][task] = pack_flips(count(by["protected"]))

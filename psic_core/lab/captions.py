@@ -61,7 +61,7 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
     return scores | {"cider": float(cider), "cider_each": [float(c) for c in each]}
 
 
-CAPTIONED = ("original", "backbone", "full", "protected", "jpeg")  # jpeg: the null at the protected PSNR
+CAPTIONED = ("original", "plain", "full", "protected", "jpeg")  # jpeg: the null at the protected PSNR
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider")
 
 
@@ -99,9 +99,9 @@ def caption_report(
         "n": data.size,
         "bpp": float(found.bpp.mean()),
         "scores": {version: {name: s[name] for name in SCORES} for version, s in scores.items()},
-        "cider_loss": {v: relative_loss(each["backbone"], each[v]) for v in CAPTIONED[2:]},
-        "same_as_backbone": {
-            v: sum(a == b for a, b in zip(said["backbone"], said[v], strict=True)) / data.size for v in CAPTIONED[2:]
+        "cider_loss": {v: relative_loss(each["plain"], each[v]) for v in CAPTIONED[2:]},
+        "same_as_plain": {
+            v: sum(a == b for a, b in zip(said["plain"], said[v], strict=True)) / data.size for v in CAPTIONED[2:]
         },
         "examples": {version: sentences[:8] for version, sentences in said.items()},
         "provenance": provenance(),

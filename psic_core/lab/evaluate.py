@@ -19,8 +19,8 @@ from psic_core.models.vlp import Target
 from psic_core.training.checkpoints import provenance
 
 RECALLS = (1, 5, 10)
-SHOWN = ("original", "backbone", "full", "protected")  # of scores, in `table`
-NULLS = ("protected", "full", "jpeg", "noise", "wrong_key")  # the rows of every ASR table
+SHOWN = ("original", "plain", "full", "protected")  # of scores, in `table`
+NULLS = ("protected", "full", "jpeg", "noise", "wrong keyword")  # the rows of every ASR table
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
         cache: Folder that keeps finished passes and text features by content; ``None`` computes anew.
 
     Returns:
-        ``n``, ``bpp``, ``bpp_backbone``, ``psnr``, ``score[task][version]``, ``recall[task][version][k]``,
+        ``n``, ``bpp``, ``bpp_plain``, ``psnr``, ``score[task][version]``, ``recall[task][version][k]``,
         ``asr[task][version]`` with value, 95 % interval and denominator (right on the plain codec, the paper's),
         ``asr_original`` and ``asr_all`` with the other two denominators, ``balanced[version]`` where there are
         attributes, ``flips[task][version]`` as `pack_flips` writes them; ``transfer[target]`` with ``score``,
@@ -54,7 +54,7 @@ def evaluate(
         "target": name,
         "n": data.size,
         "bpp": float(first.bpp.mean()),
-        "bpp_backbone": float(first.bpp_backbone.mean()),
+        "bpp_plain": float(first.bpp_plain.mean()),
         "psnr": {version: float(values.mean()) for version, values in first.psnr.items()},
         **_successes(correct),
         **_other_denominators(correct),
@@ -77,7 +77,7 @@ def table(report: Mapping[str, Any]) -> str:
     """A report as plain text: fidelity, then ASR with intervals, versions in columns."""
     lines = [
         f"{report['dataset']}: {report['n']} pictures, target {report['target']}, {report['bpp']:.3f} bpp"
-        f" (plain codec {report['bpp_backbone']:.3f})",
+        f" (plain codec {report['bpp_plain']:.3f})",
         "PSNR dB   " + "  ".join(f"{v} {p:.2f}" for v, p in report["psnr"].items()),
     ]
     for task, scores in report["score"].items():
@@ -123,7 +123,7 @@ def _encode(target: Target, pictures: Tensor) -> Tensor:
 def _successes(correct: Mapping[str, Correct]) -> dict[str, Any]:
     """Scores, ASR among what is right on the plain codec, and the counts behind it."""
     flips = {
-        task: {v: count_flips(by["backbone"], by[v], groups) for v in NULLS} for task, (by, groups) in correct.items()
+        task: {v: count_flips(by["plain"], by[v], groups) for v in NULLS} for task, (by, groups) in correct.items()
     }
     return {
         "score": {task: {v: float(c.float().mean()) for v, c in by.items()} for task, (by, _) in correct.items()},

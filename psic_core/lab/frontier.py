@@ -15,7 +15,7 @@ TOLERANCE = 0.25  # dB beyond the end of a curve that its last point still stand
 RESAMPLES = 1000
 
 
-class Knot(NamedTuple):
+class CurvePoint(NamedTuple):
     """One strength of a method: its PSNR, and the counts of each of its seeds."""
 
     psnr: float  # dB of the protected version, mean over pictures and seeds
@@ -26,12 +26,12 @@ class Curve(NamedTuple):
     """A method at several strengths, by rising PSNR."""
 
     method: str
-    knots: tuple[Knot, ...]
+    points: tuple[CurvePoint, ...]
 
     @property
     def seeds(self) -> int:
         """The most seeds that one of its strengths has."""
-        return max(len(knot.seeds) for knot in self.knots)
+        return max(len(point.seeds) for point in self.points)
 
 
 def curve(points: Sequence[Mapping[str, Any]], method: str) -> Curve:
@@ -46,11 +46,11 @@ def curve(points: Sequence[Mapping[str, Any]], method: str) -> Curve:
             by_strength.setdefault(p["strength"], []).append(p)
     if not by_strength:
         raise ValueError(f"no point of {method!r}; run psic ablate {method}")
-    knots = []
+    along = []
     for found in by_strength.values():
         flips = tuple({t: unpack_flips(f) for t, f in p["flips"].items()} for p in found)
-        knots.append(Knot(fmean(p["psnr"]["protected"] for p in found), flips))
-    return Curve(method, tuple(sorted(knots, key=lambda k: k.psnr)))
+        along.append(CurvePoint(fmean(p["psnr"]["protected"] for p in found), flips))
+    return Curve(method, tuple(sorted(along, key=lambda k: k.psnr)))
 
 
 def success(curve: Curve, level: float, tasks: Sequence[str]) -> Estimate | None:
@@ -62,7 +62,7 @@ def success(curve: Curve, level: float, tasks: Sequence[str]) -> Estimate | None
         tasks: One or more of `bench.TASKS`.
 
     Returns:
-        With a 95 % bootstrap interval over pictures; ``n`` sums the denominators of the nearest knot. ``None`` where
+        With a 95 % bootstrap interval over pictures; ``n`` sums the denominators of the nearest point. ``None`` where
         the curve ends more than `TOLERANCE` before the level.
     """
     rates = _rates(curve, level, tasks, _drawn(curve))
@@ -82,16 +82,16 @@ def spread(curve: Curve, tasks: Sequence[str]) -> float | None:
     In [0, 1]; what training again changes, where the pictures' interval says what other pictures would.
     """
     parts = []
-    for knot in curve.knots:
-        if len(knot.seeds) > 1:
-            rates = torch.tensor([fmean(_whole(f[t]) for t in tasks) for f in knot.seeds], dtype=torch.float64)
+    for point in curve.points:
+        if len(point.seeds) > 1:
+            rates = torch.tensor([fmean(_whole(f[t]) for t in tasks) for f in point.seeds], dtype=torch.float64)
             parts.append(float(rates.var()))
     return fmean(parts) ** 0.5 if parts else None
 
 
 def common_range(curves: Sequence[Curve]) -> tuple[float, float]:
     """The PSNR in dB that all curves reach; empty (low above high) where they share nothing."""
-    return max(c.knots[0].psnr for c in curves), min(c.knots[-1].psnr for c in curves)
+    return max(c.points[0].psnr for c in curves), min(c.points[-1].psnr for c in curves)
 
 
 # --- inside -------------------------------------------------------------------------------------------
@@ -99,19 +99,19 @@ def common_range(curves: Sequence[Curve]) -> tuple[float, float]:
 
 def _drawn(curve: Curve) -> Tensor:
     """Pictures for each resample; the first row draws each once, so that its rate is the rate itself."""
-    n = len(next(iter(curve.knots[0].seeds[0].values())).right)
+    n = len(next(iter(curve.points[0].seeds[0].values())).right)
     drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
     return torch.cat([torch.arange(n)[None], drawn])
 
 
-def _weights(curve: Curve, level: float) -> list[tuple[Knot, float]] | None:
-    knots = curve.knots
-    if level <= knots[0].psnr or level >= knots[-1].psnr:
-        end = knots[0] if level <= knots[0].psnr else knots[-1]
+def _weights(curve: Curve, level: float) -> list[tuple[CurvePoint, float]] | None:
+    points = curve.points
+    if level <= points[0].psnr or level >= points[-1].psnr:
+        end = points[0] if level <= points[0].psnr else points[-1]
         return [(end, 1.0)] if abs(level - end.psnr) <= TOLERANCE else None
-    k = next(i for i, knot in enumerate(knots) if knot.psnr >= level)
-    share = (level - knots[k - 1].psnr) / (knots[k].psnr - knots[k - 1].psnr)
-    return [(knots[k - 1], 1 - share), (knots[k], share)]
+    k = next(i for i, point in enumerate(points) if point.psnr >= level)
+    share = (level - points[k - 1].psnr) / (points[k].psnr - points[k - 1].psnr)
+    return [(points[k - 1], 1 - share), (points[k], share)]
 
 
 def _rates(curve: Curve, level: float, tasks: Sequence[str], drawn: Tensor) -> Float[Tensor, " resamples"] | None:
@@ -119,11 +119,11 @@ def _rates(curve: Curve, level: float, tasks: Sequence[str], drawn: Tensor) -> F
     if weights is None:
         return None
     total = torch.zeros(len(drawn), dtype=torch.float64)
-    for knot, weight in weights:
-        for flips in knot.seeds:
+    for point, weight in weights:
+        for flips in point.seeds:
             for task in tasks:
                 part = flips[task].flipped[drawn].sum(1) / flips[task].right[drawn].sum(1)
-                total += weight * part / (len(knot.seeds) * len(tasks))
+                total += weight * part / (len(point.seeds) * len(tasks))
     return total
 
 
@@ -133,7 +133,7 @@ def _interval(rates: Float[Tensor, " resamples"], n: int) -> Estimate:
 
 
 def _denominator(curve: Curve, level: float, tasks: Sequence[str]) -> int:
-    nearest = min(curve.knots, key=lambda k: abs(k.psnr - level))
+    nearest = min(curve.points, key=lambda k: abs(k.psnr - level))
     return sum(int(nearest.seeds[0][t].right.sum()) for t in tasks)
 
 

@@ -59,7 +59,7 @@ class Solved(NamedTuple):
 # --- decoding ---------------------------------------------------------------------------------------
 
 
-def decode(
+def decode_watching(
     model: PSIC, y_hat: Latents, condition: Float[Tensor, " dim"] | None = None, without: Collection[int] = ()
 ) -> Decoded:
     """Decode latents and watch the triggers; differentiable in the condition.
@@ -94,7 +94,7 @@ def without_triggers(model: PSIC, y_hat: Latents, stages: Collection[int]) -> Fl
 
     With all of them cut out an anchored model gives its full version: no key is needed for that.
     """
-    return decode(model, y_hat, without=stages).x_hat
+    return decode_watching(model, y_hat, without=stages).x_hat
 
 
 def random_conditions(n: int, dim: int, seed: int = 0) -> Float[Tensor, "n dim"]:
@@ -186,7 +186,7 @@ def search(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for step in range(steps):
             tried = functional.normalize(beta, dim=0) if sphere else beta
-            value = objective(decode(model, y_hat, tried))
+            value = objective(decode_watching(model, y_hat, tried))
             trajectory[r, step], path[r, step] = float(value.detach()), tried.detach().cpu()
             (beta.grad,) = torch.autograd.grad(value, beta)  # of the condition alone: the weights are not ours
             optimiser.step()

@@ -17,7 +17,7 @@ from psic_core.lab import key_search
 from psic_core.lab.bench import Bench
 from psic_core.lab.key_search import agreement, confidence, sharpness, smoothness
 from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
-from psic_core.lab.rivals import adapted_heads, stripped, train_purifier
+from psic_core.lab.rivals import finetune_reader, stripped, train_purifier
 from psic_core.lab.robustness import PLAIN, Pictures, Robustness
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import load_target
@@ -136,7 +136,7 @@ def _rival(suite: Robustness) -> None:
                 for v, shown in suite.shown.items()
             }
             suite.add("rival", f"{what}, made with {name}", cleaned)
-        adapted = adapted_heads(target, protected, captions)
+        adapted = finetune_reader(target, protected, captions)
         suite.add("rival", f"model's heads trained on {name}", suite.shown, reader=adapted)
 
 

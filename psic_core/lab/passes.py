@@ -36,7 +36,7 @@ class Pass(NamedTuple):
     seen: dict[str, Tensor]  # by version: what the reader makes of it
     psnr: dict[str, Float[Tensor, " n"]]  # dB by version, at most 100; not of the original
     bpp: Float[Tensor, " n"]  # of the real PSIC file
-    bpp_backbone: Float[Tensor, " n"]  # of the plain codec's
+    bpp_plain: Float[Tensor, " n"]  # of the plain codec's
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def read(
         x = data.picture(i)[None]
         coded, pixels = code_versions(model, plain, x, model.secret, seed=i), x.shape[-1] * x.shape[-2]
         row = {f"psnr {v}": min(psnr(coded.pictures[v], x), 100.0) for v in VERSIONS[1:]}
-        row |= {"bpp": 8 * coded.psic_bytes / pixels, "bpp_backbone": 8 * coded.backbone_bytes / pixels}
+        row |= {"bpp": 8 * coded.psic_bytes / pixels, "bpp_plain": 8 * coded.plain_bytes / pixels}
         for name, value in row.items():
             shared.setdefault(name, []).append(value)
         for k in missing:
@@ -168,4 +168,4 @@ def _unflatten(found: dict[str, Tensor]) -> Pass:
     by = {
         kind: {k.removeprefix(kind): v for k, v in found.items() if k.startswith(kind)} for kind in ("seen ", "psnr ")
     }
-    return Pass(by["seen "], by["psnr "], found["bpp"], found["bpp_backbone"])
+    return Pass(by["seen "], by["psnr "], found["bpp"], found["bpp_plain"])

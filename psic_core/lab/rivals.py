@@ -122,7 +122,7 @@ def train_purifier(
     return purifier.eval().requires_grad_(False)
 
 
-def adapted_heads(
+def finetune_reader(
     target: Target,
     pictures: Float[Tensor, "n 3 height width"],
     captions: Sequence[tuple[str, ...]],
@@ -150,10 +150,10 @@ def adapted_heads(
     if target.name not in LITE_CLIPS:
         raise ValueError(f"{target.name!r} is not made of two heads on locked towers; give {' or '.join(LITE_CLIPS)}")
     eight_bits = (pictures * 255).round().clamp(0, 255).to(torch.uint8)
-    return tuned(target, tower_features(target, Pairs(eight_bits, captions), views=1), steps, seed)
+    return finetune_heads(target, tower_features(target, Pairs(eight_bits, captions), views=1), steps, seed)
 
 
-def tuned(
+def finetune_heads(
     target: Target, features: TowerFeatures, steps: int, seed: int = 0, batch: int = 256, rate: float = 3e-4
 ) -> Target:
     """The same from what the towers said.

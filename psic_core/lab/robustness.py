@@ -20,7 +20,7 @@ from psic_core.metrics import Flips, count_flips, flip_rate, psnr
 from psic_core.models.vlp import Target
 from psic_core.training.checkpoints import scale_triggers
 
-PLAIN = "backbone"  # the version that nulls are measured on, as `tasks` calls the plain codec's
+PLAIN = "plain"  # the version that nulls are measured on, as `tasks` calls the plain codec's
 
 
 class Robustness:

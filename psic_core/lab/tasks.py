@@ -65,7 +65,7 @@ def retrieval(
     own = torch.arange(len(captions))[:, None] == owner[None, :]
     i2t = {v: correct_at_k(s, positives, k) for v, s in scores.items()}
     t2i = {v: correct_at_k(s.T, positives.T, k) for v, s in scores.items()}
-    others = scores["backbone"].masked_fill(positives, -torch.inf)  # a twin is neither right nor wrong
+    others = scores["plain"].masked_fill(positives, -torch.inf)  # a twin is neither right nor wrong
     single = {v: correct_at_k(torch.where(own, s, others).T, own.T, k) for v, s in scores.items()}
     rows = torch.arange(len(captions))
     return {"t2i": (t2i, owner), "i2t": (i2t, rows), "t2i_single": (single, owner)}

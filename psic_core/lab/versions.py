@@ -14,7 +14,7 @@ from psic_core.models.images import round_to_8_bits, through_file
 
 #: `original` apart, all are what a person could have saved. `jpeg` and `noise` are nulls at the protected
 #: version's PSNR: what any change of that size does. `wrong_key` is decoded with a fresh random secret.
-VERSIONS = ("original", "backbone", "full", "protected", "wrong_key", "jpeg", "noise")
+VERSIONS = ("original", "plain", "full", "protected", "wrong keyword", "jpeg", "noise")
 
 
 class Coded(NamedTuple):
@@ -22,7 +22,7 @@ class Coded(NamedTuple):
 
     pictures: dict[str, Float[Tensor, "1 3 height width"]]
     psic_bytes: int
-    backbone_bytes: int
+    plain_bytes: int
 
 
 def code_versions(
@@ -45,10 +45,10 @@ def code_versions(
     conditions = {
         "full": keys.condition(secret, model.config.dim),
         "protected": None,
-        "wrong_key": keys.condition(rng.bytes(keys.SECRET_BYTES), model.config.dim),
+        "wrong keyword": keys.condition(rng.bytes(keys.SECRET_BYTES), model.config.dim),
     }
     pictures = {name: round_to_8_bits(model.picture(y_hat, stream, c)) for name, c in conditions.items()}
-    pictures |= {"original": x, "backbone": round_to_8_bits(plain.decompress_tensor(plain_file))}
+    pictures |= {"original": x, "plain": round_to_8_bits(plain.decompress_tensor(plain_file))}
     level = psnr(pictures["protected"], x)
     pictures |= {"jpeg": jpeg_at(x, level), "noise": noise_at(x, level, rng)}
     return Coded(pictures, len(file), len(plain_file))

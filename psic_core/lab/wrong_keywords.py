@@ -43,7 +43,7 @@ def audit(model: PSIC, data: EvalSet, target: Target, keywords: int = 100) -> di
         raise ValueError("a keyword of the audit is this model's passphrase; re-key the model")
     wrong = [keys.condition(s, model.config.dim) for s in secrets]
     conditions = torch.stack([torch.zeros(model.config.dim), *wrong])
-    names = ("original", "backbone", "protected", *(f"key {i}" for i in range(keywords)))
+    names = ("original", "plain", "protected", *(f"key {i}" for i in range(keywords)))
     features: dict[str, list[torch.Tensor]] = {n: [] for n in names}
     fidelity: dict[str, list[float]] = {n: [] for n in names[1:]}
     for i in tqdm(range(data.size), desc=f"{keywords} wrong keywords", mininterval=2):
@@ -59,14 +59,14 @@ def audit(model: PSIC, data: EvalSet, target: Target, keywords: int = 100) -> di
         for name, picture in zip(names[1:], pictures, strict=True):
             fidelity[name].append(min(psnr(picture, x[0]), 100.0))
     means = {n: fmean(v) for n, v in fidelity.items()}
-    gain, by_key = means["backbone"] - means["protected"], [means[n] for n in names[3:]]
+    gain, by_key = means["plain"] - means["protected"], [means[n] for n in names[3:]]
     correct = task_results({n: torch.stack(f) for n, f in features.items()}, data, target)
     return {
         "dataset": data.name,
         "target": target.name,
         "n": data.size,
         "keywords": keywords,
-        "psnr": {"full": means["backbone"], "protected": means["protected"], "keys": by_key},
+        "psnr": {"full": means["plain"], "protected": means["protected"], "keys": by_key},
         "gain": gain,
         "reached": (max(by_key) - means["protected"]) / gain if gain > 0 else None,
         "asr": {task: _rates(by, groups, names[3:]) for task, (by, groups) in correct.items()},
@@ -93,6 +93,6 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _rates(by: Mapping[str, torch.Tensor], groups: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
-    none = attack_success_rate(by["backbone"], by["protected"], groups)
-    wrong = [attack_success_rate(by["backbone"], by[n], groups, resamples=1).value for n in names]
+    none = attack_success_rate(by["plain"], by["protected"], groups)
+    wrong = [attack_success_rate(by["plain"], by[n], groups, resamples=1).value for n in names]
     return {"protected": none.value, "n": none.n, "keys": wrong}

@@ -1,6 +1,8 @@
 """CompressAI's image models, known by their structure: sizes, factor, rates. No table of what each one looks like."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +19,40 @@ _SMALLEST = {"N": 128, "M": 192}  # where neither CompressAI's zoo nor the const
 _PROBE = 256  # pixels: the format allows a picture to be padded to a multiple of at most this
 
 
+@contextmanager
+def replaced(model: nn.Module, **parts: nn.Module) -> Iterator[None]:
+    """Put other modules into a codec's places while a block runs, for example ``g_a=KnownLatents(y)``.
+
+    CompressAI's models run from the picture to the picture; PSIC needs what lies between::
+
+        x -> [g_a] -> y -> h_a, entropy model, range coder and back -> y_hat -> [g_s] -> x_hat
+               |                                                                  |
+               KnownLatents: y is computed already, window by window              LatentTap: y_hat is what is wanted
+    """
+    before = {name: getattr(model, name) for name in parts}
+    try:
+        for name, part in parts.items():
+            setattr(model, name, part)
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(model, name, part)
+
+
+class KnownLatents(nn.Module):
+    """Stands where the backbone had ``g_a`` while it codes latents that were computed before."""
+
+    def __init__(self, y: Float[Tensor, "1 m h w"]) -> None:
+        super().__init__()
+        self.y = y
+
+    def forward(self, x: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 m h w"]:
+        """The latents, whatever the picture."""
+        return self.y
+
+
 class LatentTap(nn.Module):
-    """Stands where the backbone had ``g_s``: hands y_hat on unchanged and keeps a copy.
+    """Stands where the backbone had ``g_s``, in PSIC for good: hands y_hat on unchanged and keeps a copy.
 
     With it the backbone is just encoder + entropy model, and what it calls its reconstruction is y_hat.
     """
@@ -36,13 +70,11 @@ class Anatomy:
     """What a backbone is made of, found by running a picture through it.
 
     Attributes:
-        synthesis: Its ``g_s``, taken out; a `LatentTap` stands in its place.
-        y_hat: Latents of the probe, for `psic_core.models.compressai.split_stages`.
+        y_hat: Latents of the probe, for `split_stages`.
         factor: Height and width of a picture must be multiples of it, in pixels.
         cell: Pixels that a latent stands for, on each side.
     """
 
-    synthesis: nn.Module
     y_hat: Float[Tensor, "1 m h w"]
     factor: int
     cell: int
@@ -96,7 +128,7 @@ def identify(model: CompressionModel, n: int, m: int) -> str:
 
 @torch.no_grad()
 def dissect(model: nn.Module) -> Anatomy:
-    """Take ``g_s`` out of a model and find its padding factor by a forward pass, in eval mode.
+    """Find a model's padding factor and latents by a forward pass, in eval mode; the model stays as it is.
 
     Raises:
         ValueError: The model is none that PSIC can take its decoder from.
@@ -110,18 +142,17 @@ def dissect(model: nn.Module) -> Anatomy:
     if any(isinstance(part, EntropyBottleneckVbr) for part in model.modules()):
         raise ValueError(f"{what} has tables for each gain; build it with vr_entbttlnck=False")
     factor = getattr(model, "downsampling_factor", None)
-    tap, synthesis, training = LatentTap(), model.g_s, model.training
-    model.g_s = tap
+    tap, training = LatentTap(), model.training
     side, device = 2 * factor if factor else _PROBE, next(model.parameters()).device
     try:
-        out = model.eval()(torch.zeros(1, 3, side, side, device=device))
+        with replaced(model, g_s=tap):
+            out = model.eval()(torch.zeros(1, 3, side, side, device=device))
         smallest = min(p.shape[-1] for p in out["likelihoods"].values())
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
-        model.g_s = synthesis
         raise ValueError(f"{what} does not code a picture of {side}x{side} as image models do: {error}") from error
     finally:
         model.train(training)
-    return Anatomy(synthesis, tap.y_hat, factor or side // smallest, side // tap.y_hat.shape[-1])
+    return Anatomy(tap.y_hat, factor or side // smallest, side // tap.y_hat.shape[-1])
 
 
 def levels(model: CompressionModel) -> int | None:

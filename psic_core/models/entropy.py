@@ -15,24 +15,12 @@ from torch import Tensor, nn
 
 from psic_core.bitstream import BitstreamError
 from psic_core.models import tiles
-from psic_core.models.compressai import levels
+from psic_core.models.compressai import KnownLatents, levels, replaced
 
 #: Standard deviations that the entropy coder knows. CompressAI's 64 up to 256 cost 2 to 3 % of the file at these
 #: rates, because each predicted scale is rounded up to the next; these cost about 1 %.
 SCALES = get_scale_table(0.11, 64, 128)
 _TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
-
-
-class KnownLatents(nn.Module):
-    """Stands where the backbone had ``g_a`` while it codes latents that were computed before."""
-
-    def __init__(self, y: Float[Tensor, "1 m h w"]) -> None:
-        super().__init__()
-        self.y = y
-
-    def forward(self, x: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 m h w"]:
-        """The latents, whatever the picture."""
-        return self.y
 
 
 class EntropyCoder:
@@ -67,7 +55,7 @@ class EntropyCoder:
         """How many latents away a pixel changes a latent; measured once, where a picture is tiled."""
         return tiles.reach(self.backbone.g_a.forward, 3, self.cell)
 
-    def level(self, quality: int | None, default: int) -> int:
+    def checked_quality(self, quality: int | None, default: int) -> int:
         """The quality that is meant: ``None`` is the default.
 
         Raises:
@@ -104,11 +92,8 @@ class EntropyCoder:
             y = tiles.tiled(g_a, x, (self.cell, 1), -(-tile // self.cell), self.context, "encoding")
         else:
             y = g_a(x)
-        self.backbone.g_a = KnownLatents(y)
-        try:
+        with replaced(self.backbone, g_a=KnownLatents(y)):
             coded = self.backbone.compress(x, **self.rate(quality))
-        finally:
-            self.backbone.g_a = g_a
         strings = tuple(string for (string,) in coded["strings"])
         if type(self.backbone) is ScaleHyperprior:  # no predicted means: y_hat is y, rounded
             return strings, y.round()

@@ -1,4 +1,7 @@
-"""The two-stage alternating trainer, paper section 3.4, on Hugging Face Accelerate."""
+"""The two-stage alternating trainer, section 3.4 of the paper, on Hugging Face Accelerate.
+
+Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
+"""
 
 import os
 import time

@@ -54,7 +54,7 @@ def straightforward(model: PSIC, target: Target, pairs: Pairs, frozen: bool) -> 
         bpp = -sum(p.log2().sum() for p in coded["likelihoods"].values()) / (BATCH * SIZE**2)
         mse = ((x_hat - x) ** 2).mean()
         clean, seen, text = target.encode_image(x), target.encode_image(x_hat), target.encode_text(captions)
-        goal = evidence.targets(clean, text)
+        goal = evidence.target_captions(clean, text)
         loss = bpp + lmbda * 255**2 * mse + weight * uaeo_loss(seen, text, goal)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learn, 1.0)

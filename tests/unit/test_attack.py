@@ -42,14 +42,14 @@ def pairs() -> Pairs:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """Every call of Eq. 5 to 8, with its answer."""
-    calls, real = [], objectives.evidence.targets
+    calls, real = [], objectives.evidence.target_captions
 
     def spy(image: Tensor, text: Tensor, mask: Tensor, *args: object, **options: object) -> Tensor:
         answer = real(image, text, mask, *args, **options)
         calls.append({"image": image, "text": text, "mask": mask, "answer": answer, "args": args} | options)
         return answer
 
-    monkeypatch.setattr(objectives.evidence, "targets", spy)
+    monkeypatch.setattr(objectives.evidence, "target_captions", spy)
     return calls
 
 

@@ -60,12 +60,12 @@ def test_the_report_scores_every_version(model: PSIC, plain: PSIC, tmp_path: Pat
     report = caption_report(model, plain, pictures(), Brightness(), tmp_path)
     assert (report["captioner"], report["n"]) == ("brightness", 6)
     assert set(report["scores"]) == set(CAPTIONED)
-    assert report["scores"]["full"] == report["scores"]["backbone"]  # anchored: the same pictures
+    assert report["scores"]["full"] == report["scores"]["plain"]  # anchored: the same pictures
     assert report["cider_loss"]["full"] == {"value": 0, "ci95": [0, 0]}
-    assert report["same_as_backbone"]["full"] == 1
-    same = report["same_as_backbone"]["protected"]
+    assert report["same_as_plain"]["full"] == 1
+    same = report["same_as_plain"]["protected"]
     said = report["examples"]
-    assert same == sum(a == b for a, b in zip(said["backbone"], said["protected"], strict=True)) / 6
+    assert same == sum(a == b for a, b in zip(said["plain"], said["protected"], strict=True)) / 6
     assert len({s for sentences in said.values() for s in sentences}) == 2
     assert json.loads(json.dumps(report)) == report
     again = caption_report(model, plain, pictures(), Brightness(), tmp_path)

@@ -16,7 +16,7 @@ from psic_core.lab.key_search import (
     agreement,
     between,
     confidence,
-    decode,
+    decode_watching,
     random_conditions,
     search,
     sharpness,
@@ -92,15 +92,15 @@ def test_between_interpolates_norms_and_goes_straight_from_no_keyword():
 def test_decoding_is_the_models_own_and_sees_what_is_added(model: PSIC, y_hat: Tensor):
     (beta,) = random_conditions(1, 8)
     with torch.no_grad():
-        seen = decode(model, y_hat, beta)
+        seen = decode_watching(model, y_hat, beta)
         assert torch.allclose(seen.x_hat, model.synthesize(y_hat, beta), atol=1e-5)
-        assert torch.allclose(decode(model, y_hat).x_hat, model.synthesize(y_hat), atol=1e-5)
+        assert torch.allclose(decode_watching(model, y_hat).x_hat, model.synthesize(y_hat), atol=1e-5)
         first = model.g_s.triggers[0](y_hat, beta.expand(3, -1)) - y_hat
     expected = first.flatten(1).norm(dim=1) / y_hat.flatten(1).norm(dim=1)
     assert seen.added.shape == (3, 4)
     assert torch.allclose(seen.added[:, 0], expected, atol=1e-6)
     assert (seen.added > 1e-3).all()
-    assert (decode(model, y_hat, model.full_condition()).added < 1e-5).all()
+    assert (decode_watching(model, y_hat, model.full_condition()).added < 1e-5).all()
 
 
 def test_a_program_without_triggers_needs_no_key(model: PSIC, y_hat: Tensor):
@@ -168,7 +168,7 @@ def test_a_search_reports_its_way(model: PSIC, y_hat: Tensor):
     assert torch.allclose(found.path.norm(dim=2), torch.ones(2, 5), atol=1e-5)
     assert found.value == found.trajectory.min()
     with torch.no_grad():
-        assert float(smoothness(decode(model, y_hat, found.condition))) == pytest.approx(found.value, rel=1e-5)
+        assert float(smoothness(decode_watching(model, y_hat, found.condition))) == pytest.approx(found.value, rel=1e-5)
     assert found.value < found.trajectory[:, 0].min()
 
 

@@ -78,20 +78,20 @@ def test_every_version_is_a_picture_that_could_be_saved(coded: Coded):
 def test_versions_are_what_real_files_decode_to(coded: Coded, model: PSIC, plain: PSIC):
     x = photo("coffee")
     file, plain_file = model.compress(x), plain.compress(x)
-    assert (coded.psic_bytes, coded.backbone_bytes) == (len(file), len(plain_file))
+    assert (coded.psic_bytes, coded.plain_bytes) == (len(file), len(plain_file))
     assert torch.equal(coded.pictures["original"], x)
     assert torch.equal(coded.pictures["protected"], round_to_8_bits(model.decompress_tensor(file)))
     assert torch.equal(coded.pictures["full"], round_to_8_bits(model.decompress_tensor(file, "psic course")))
-    assert torch.equal(coded.pictures["backbone"], round_to_8_bits(plain.decompress_tensor(plain_file)))
+    assert torch.equal(coded.pictures["plain"], round_to_8_bits(plain.decompress_tensor(plain_file)))
 
 
 def test_the_wrong_key_is_another_secret_for_each_picture(coded: Coded, model: PSIC, plain: PSIC):
     again = code_versions(model, plain, photo("coffee"), model.secret, seed=3)
     other = code_versions(model, plain, photo("coffee"), model.secret, seed=4)
     assert all(torch.equal(again.pictures[v], coded.pictures[v]) for v in VERSIONS)
-    for version in ("wrong_key", "noise"):
+    for version in ("wrong keyword", "noise"):
         assert not torch.equal(other.pictures[version], coded.pictures[version])
-    wrong = coded.pictures["wrong_key"]
+    wrong = coded.pictures["wrong keyword"]
     assert not torch.equal(wrong, coded.pictures["full"])
     assert not torch.equal(wrong, coded.pictures["protected"])
 
@@ -159,7 +159,7 @@ def test_retrieval_is_what_a_loop_gives(target: Target):
         for i in range(7):
             for j in range(3):
                 everywhere = [float(image[g] @ text[i, j]) for g in range(7)]
-                only_here = [float((image if g == i else features["backbone"])[g] @ text[i, j]) for g in range(7)]
+                only_here = [float((image if g == i else features["plain"])[g] @ text[i, j]) for g in range(7)]
                 among.append(everywhere.index(max(everywhere)) == i)
                 single.append(only_here.index(max(only_here)) == i)
         assert found["t2i"][0][version].tolist() == among
@@ -187,7 +187,7 @@ def test_alone_among_plain_pictures_a_twin_is_no_stand_in(target: Target):
     good, bad = torch.stack([dog, dog, cat]), torch.stack([-dog, -dog, -cat])
     features = dict.fromkeys(VERSIONS, good) | {"protected": bad}
     found = retrieval(features, captions, target)["t2i_single"][0]
-    assert found["backbone"].tolist() == [True, True, True]
+    assert found["plain"].tolist() == [True, True, True]
     assert found["protected"].tolist() == [False, False, False]
 
 
@@ -252,12 +252,12 @@ def test_the_report_has_the_promised_keys(report: dict):
     tasks = {"t2i", "i2t", "classification", "attributes"}
     assert {"n", "bpp", "psnr", "score", "asr"} <= set(report)
     assert report["n"] == 6
-    assert {"backbone", "full", "protected"} <= set(report["psnr"])
+    assert {"plain", "full", "protected"} <= set(report["psnr"])
     assert set(report["score"]) == set(report["asr"]) == tasks | {"t2i_single"}
     for task in report["score"]:
-        assert {"original", "backbone", "full", "protected"} <= set(report["score"][task])
+        assert {"original", "plain", "full", "protected"} <= set(report["score"][task])
         assert all(0 <= v <= 1 for v in report["score"][task].values())
-        assert set(report["asr"][task]) == {"protected", "full", "jpeg", "noise", "wrong_key"} == set(NULLS)
+        assert set(report["asr"][task]) == {"protected", "full", "jpeg", "noise", "wrong keyword"} == set(NULLS)
         for estimate in report["asr"][task].values():
             assert {"value", "ci95"} <= set(estimate)
             assert len(estimate["ci95"]) == 2
@@ -280,26 +280,26 @@ def test_every_asr_counts_what_the_plain_codec_gets_right(report: dict):
         right = {e["n"] for e in by.values()}
         assert len(right) == 1
         total = samples[task] if task != "attributes" else scenes().attributes.numel()
-        assert right.pop() == round(report["score"][task]["backbone"] * total)
+        assert right.pop() == round(report["score"][task]["plain"] * total)
 
 
 def test_a_fresh_psic_evaluates_as_its_backbone(plain: PSIC, target: Target):
     fresh = build(lively=False)
     report = evaluate(fresh, plain, scenes(), target)
     for task, by in report["asr"].items():
-        for version in ("full", "protected", "wrong_key"):
+        for version in ("full", "protected", "wrong keyword"):
             value = by[version]["value"]
             assert value == 0 or (math.isnan(value) and by[version]["n"] == 0), (task, version)
-    assert report["psnr"]["full"] == report["psnr"]["protected"] == report["psnr"]["backbone"]
-    assert report["bpp"] == report["bpp_backbone"]
+    assert report["psnr"]["full"] == report["psnr"]["protected"] == report["psnr"]["plain"]
+    assert report["bpp"] == report["bpp_plain"]
     assert any(by["full"]["n"] > 0 for by in report["asr"].values())
 
 
 def test_the_order_of_the_pictures_does_not_count(report: dict, model: PSIC, plain: PSIC, target: Target):
     shuffled = evaluate(model, plain, scenes((3, 0, 5, 1, 4, 2)), target)
-    drawn_by_index = ("noise", "wrong_key")  # their random numbers belong to the place in the list
+    drawn_by_index = ("noise", "wrong keyword")  # their random numbers belong to the place in the list
     for task in report["score"]:
-        for version in ("original", "backbone", "full", "protected", "jpeg"):
+        for version in ("original", "plain", "full", "protected", "jpeg"):
             assert shuffled["score"][task][version] == report["score"][task][version], (task, version)
         for version in set(NULLS) - set(drawn_by_index):
             one, two = shuffled["asr"][task][version], report["asr"][task][version]

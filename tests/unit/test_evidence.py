@@ -79,8 +79,8 @@ def test_targets_of_float16_features_are_those_of_float32():
     generator = torch.Generator().manual_seed(2)
     features = torch.nn.functional.normalize(torch.randn(2, 40, 32, generator=generator), dim=-1)
     image, text = features.half()
-    expected = ev.targets(image.float(), text.float())
-    assert torch.equal(ev.targets(image, text), expected)
+    expected = ev.target_captions(image.float(), text.float())
+    assert torch.equal(ev.target_captions(image, text), expected)
 
 
 def test_saturation_warns_and_says_where():
@@ -283,13 +283,13 @@ def test_targets_chain_the_equations_and_keep_no_gradient():
     image, text = torch.nn.functional.normalize(torch.randn(2, 7, 16, generator=generator), dim=-1)
     image.requires_grad_()
     for options in ({}, {"row_only": True}, {"center": True}, {"s": 0.2, "tau": 0.1}):
-        chosen = ev.targets(image, text, **options)
+        chosen = ev.target_captions(image, text, **options)
         s, tau = options.pop("s", 0.07), options.pop("tau", 1.0)
         b = ev.bidirectional(ev.evidence(image.detach() @ text.T, s, tau), **options)
         assert torch.equal(chosen, ev.least_believed(b))
         assert not chosen.requires_grad
     everything = torch.ones(7, 7, dtype=torch.bool)
-    assert ev.targets(image, text, everything).tolist() == list(range(7))
+    assert ev.target_captions(image, text, everything).tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 0), (2, 2, 2)])

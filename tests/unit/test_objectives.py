@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from psic_core.evidence import targets
+from psic_core.evidence import target_captions
 from psic_core.objectives import authors_loss, naive_loss, questions_loss, rate_distortion_loss, uaeo_loss
 
 # Similarities whose softmax is a ratio of whole numbers: c = s ln w, three pictures by four captions.
@@ -141,7 +141,7 @@ def test_half_the_temperature_is_twice_the_similarity():
 def test_descending_uaeo_reaches_the_targets():
     text, clean = unit(6, 16, 4), unit(6, 16, 4) + 0.5 * unit(6, 16, 5)
     image = functional.normalize(clean, dim=1)
-    target = targets(image, text)
+    target = target_captions(image, text)
     assert ((image @ text.T).argmax(1) == torch.arange(6)).all()
     image = image.clone().requires_grad_()
     for _ in range(60):

@@ -69,13 +69,13 @@ def test_a_pass_is_what_the_reader_makes_of_every_version(model: PSIC, plain: PS
             if version != "original":
                 assert float(found.psnr[version][i]) == pytest.approx(psnr(picture, x))
         assert float(found.bpp[i]) == 8 * coded.psic_bytes / (64 * 80)
-        assert float(found.bpp_backbone[i]) == 8 * coded.backbone_bytes / (64 * 80)
+        assert float(found.bpp_plain[i]) == 8 * coded.plain_bytes / (64 * 80)
 
 
 def test_equal_pictures_are_shown_once(model: PSIC, plain: PSIC):
     reader = Mean()
     found = run(model, plain, pictures(), reader, None)
-    assert torch.equal(found.seen["full"], found.seen["backbone"])  # anchored: bit for bit the plain codec
+    assert torch.equal(found.seen["full"], found.seen["plain"])  # anchored: bit for bit the plain codec
     assert reader.shown == [len(VERSIONS) - 1] * 2
 
 

@@ -20,15 +20,15 @@ def report(quality: int, share: float) -> dict:
     """A data set of 40 pictures, all right on the plain codec, of which the protected version loses a share."""
     before = torch.ones(40, dtype=torch.bool)
     recalls = {"1": 0.1 * quality, "5": 0.5, "10": 0.9}
-    lost = {v: torch.arange(40) < 40 * (share if v in ("protected", "wrong_key") else 0) for v in NULLS}
+    lost = {v: torch.arange(40) < 40 * (share if v in ("protected", "wrong keyword") else 0) for v in NULLS}
     return {
-        "dataset": "scenes", "n": 40, "bpp": 0.1 * quality, "bpp_backbone": 0.1 * quality,
-        "psnr": {"backbone": 25.0 + quality, "full": 25.0 + quality, "protected": 24.5 + quality},
-        "score": {"i2t": {"backbone": 0.5 + 0.1 * quality}},
+        "dataset": "scenes", "n": 40, "bpp": 0.1 * quality, "bpp_plain": 0.1 * quality,
+        "psnr": {"plain": 25.0 + quality, "full": 25.0 + quality, "protected": 24.5 + quality},
+        "score": {"i2t": {"plain": 0.5 + 0.1 * quality}},
         "asr": {"i2t": {v: {"value": float(m.float().mean()), "ci95": [0, 1], "n": 40} for v, m in lost.items()}},
         "asr_original": {"i2t": {"protected": {"value": share / 2}}},
         "asr_all": {"i2t": {"protected": {"value": 0.5 + share / 2}}},
-        "recall": {"i2t": {v: recalls for v in ("original", "backbone", "protected")}},
+        "recall": {"i2t": {v: recalls for v in ("original", "plain", "protected")}},
         "flips": {"i2t": {v: pack_flips(count_flips(before, ~m)) for v, m in lost.items()}},
     }  # fmt: skip
 
@@ -47,7 +47,7 @@ def cells(line: str) -> list[str]:
 def test_success_is_the_mean_over_the_rates(folder: Path):
     *_, row = tables.success_table(tables.reports(folder)).splitlines()
     name, task, right, protected, wrong, full, jpeg, _, paper = cells(row)
-    assert (name, task, right) == ("scenes (40)", tables.TASKS["i2t"], "65.0 %")
+    assert (name, task, right) == ("scenes (40)", tables.TASK_TITLES["i2t"], "65.0 %")
     assert protected.startswith("**75.0** [")
     assert wrong.startswith("75.0 [")
     assert full == jpeg == "0.0 [0.0, 0.0]"
@@ -64,7 +64,7 @@ def test_each_rate_has_its_row(folder: Path):
 
 def test_a_full_version_that_is_not_the_plain_codecs_is_said_so(folder: Path):
     found = tables.reports(folder)
-    found["scenes"][1]["psnr"]["backbone"] = 26.3
+    found["scenes"][1]["psnr"]["plain"] = 26.3
     assert "26.00 dB (full)" in tables.rates_table(found)
 
 
@@ -87,8 +87,8 @@ def test_recalls_are_means_over_the_rates(folder: Path):
 def test_accuracies_have_a_balanced_row(folder: Path):
     found = tables.reports(folder)
     for quality, r in found["scenes"].items():
-        r["score"]["attributes"] = dict.fromkeys(("original", "backbone", "full", "protected"), 0.2 * quality)
-        r["balanced"] = dict.fromkeys(("original", "backbone", "full", "protected", "wrong_key", "jpeg", "noise"), 0.5)
+        r["score"]["attributes"] = dict.fromkeys(("original", "plain", "full", "protected"), 0.2 * quality)
+        r["balanced"] = dict.fromkeys(("original", "plain", "full", "protected", "wrong keyword", "jpeg", "noise"), 0.5)
     lines = tables.scores_table(found).splitlines()[2:]
     assert [cells(line)[1] for line in lines] == ["attributes", "attributes, balanced"]
     assert cells(lines[0])[2:] == ["30.0"] * 4 + ["–"] * 3  # what a report does not have is no zero
@@ -118,9 +118,9 @@ def test_data_sets_stand_in_one_order_and_kinds_apart(folder: Path):
 def captioned(cider: float) -> dict:
     scores = {f"bleu{n}": 0.5 / n for n in (1, 2, 3, 4)} | {"cider": cider}
     return {
-        "bpp": 0.5, "scores": dict.fromkeys(("original", "backbone", "full", "protected"), scores),
+        "bpp": 0.5, "scores": dict.fromkeys(("original", "plain", "full", "protected"), scores),
         "cider_loss": {"full": {"value": 0.0}, "protected": {"value": 0.4}},
-        "same_as_backbone": {"full": 1.0, "protected": 0.25},
+        "same_as_plain": {"full": 1.0, "protected": 0.25},
     }  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def lines(figure: Figure) -> dict[str, dict[str, list]]:
 def test_charts_draw_what_the_reports_say(folder: Path):
     found = {"flickr8k": tables.reports(folder)["scenes"]}
     for r in found["flickr8k"].values():
-        r["score"] = {"i2t": dict.fromkeys(charts.VERSIONS, 0.5), "t2i": dict.fromkeys(charts.VERSIONS, 0.4)}
+        r["score"] = {"i2t": dict.fromkeys(charts.DRAWN, 0.5), "t2i": dict.fromkeys(charts.DRAWN, 0.4)}
         r["asr"]["t2i"] = r["asr"]["i2t"]
     drawn = lines(charts.performance(found, {1: captioned(0.4)}))
     assert len(drawn) == 4

@@ -59,7 +59,7 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
 	    --json data/results/captions-q$$q-flickr8k.json; \
-	  $(PSIC) wrong-keys --checkpoint psic-q$$q --dataset scenes --limit 100 --json data/results/keys-q$$q-scenes.json; \
+	  $(PSIC) wrong-keywords --checkpoint psic-q$$q --dataset scenes --limit 100 --json data/results/keys-q$$q-scenes.json; \
 	done
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
 	$(PSIC) rd --dataset flickr8k-dev --limit 200 --json data/results/rd-flickr8k-dev.json

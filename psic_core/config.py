@@ -5,10 +5,10 @@ import os
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 #: Passphrase of the models that the course ships. Public on purpose: see "What PSIC protects against" in README.
 PUBLIC_PASSPHRASE = "psic course"
@@ -52,13 +52,18 @@ def data_root(given: str | Path | None = None) -> Path:
     return Path(root)
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """The device for training and evaluation; entropy coding always runs on the CPU."""
+    import torch  # here, so that the command line need not wait for it
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and PyTorch."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,56 +1,63 @@
 """The command that fetches data sets: ``psic data get``, ``psic data list``."""
 
-import argparse
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from tyro.conf import Positional, subcommand
 
 
-def add(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
-    """Register the command."""
-    p = command("data", None, "download data sets that others publish, or list them")
-    actions = p.add_subparsers(dest="action", required=True)
+@dataclass(frozen=True)
+class Get:
+    """Download data sets into the data root; goes on where it was cut, and leaves alone what is there."""
 
-    text = "download data sets into --data-root; resumes, and leaves alone what is there"
-    p = actions.add_parser("get", help=text, description=text)
-    p.set_defaults(run=get)
-    p.add_argument("names", nargs="+", metavar="NAME", help="as psic data list has them")
-    p.add_argument("--data-root", help="folder for the data sets (PSIC_DATA_ROOT); made where missing")
+    names: Positional[tuple[str, ...]]  # as psic data list has them
+    data_root: str | None = None  # folder for the data sets (PSIC_DATA_ROOT); made where missing
 
-    text = "the data sets: what there is to download, how it is checked, on whose terms"
-    p = actions.add_parser("list", help=text, description=text)
-    p.set_defaults(run=show)
-    p.add_argument("--data-root", help="says which of them are there (PSIC_DATA_ROOT)")
+    def run(self) -> None:
+        """Download."""
+        from psic_core.datasets.download import catalogue, get
 
-
-def get(args: argparse.Namespace) -> None:
-    """``psic data get``."""
-    from psic_core.datasets.download import catalogue
-    from psic_core.datasets.download import get as download
-
-    root = _root(args.data_root)
-    if root is None:
-        raise ValueError("no folder for the data sets: pass --data-root DIR or set PSIC_DATA_ROOT=DIR")
-    for name in args.names:
-        if download(name, root):
-            about = catalogue()[name]
-            print(f"{name}: {about['pictures']:,} pictures in {root / name}; {about['terms']} ({about['home']})")
-        else:
-            print(f"{name}: is there, in {root / name}")
+        root = _root(self.data_root)
+        if root is None:
+            raise ValueError("no folder for the data sets: pass --data-root DIR or set PSIC_DATA_ROOT=DIR")
+        for name in self.names:
+            if get(name, root):
+                about = catalogue()[name]
+                print(f"{name}: {about['pictures']:,} pictures in {root / name}; {about['terms']} ({about['home']})")
+            else:
+                print(f"{name}: is there, in {root / name}")
 
 
-def show(args: argparse.Namespace) -> None:
-    """``psic data list``."""
-    from psic_core.datasets.download import catalogue, is_there
+@dataclass(frozen=True)
+class List:
+    """List the data sets: what there is to download, and on whose terms."""
 
-    root = _root(args.data_root)
-    for name, about in catalogue().items():
-        sizes = [source.get("size") for source in about["sources"]]
-        size = "size unknown" if None in sizes else f"{sum(sizes) / 1e6:,.0f} MB"
-        there = "is there" if root is not None and is_there(name, root) else ""
-        print(f"{name:16} {size:>12} {about['pictures']:>8,} pictures  {there}".rstrip())
-        print(f"{'':16} {about['home']} - {about['terms']}")
+    data_root: str | None = None  # says which of them are there (PSIC_DATA_ROOT)
+
+    def run(self) -> None:
+        """Print the list."""
+        from psic_core.datasets.download import catalogue, is_there
+
+        root = _root(self.data_root)
+        for name, about in catalogue().items():
+            sizes = [source.get("size") for source in about["sources"]]
+            size = "size unknown" if None in sizes else f"{sum(sizes) / 1e6:,.0f} MB"
+            there = "is there" if root is not None and is_there(name, root) else ""
+            print(f"{name:16} {size:>12} {about['pictures']:>8,} pictures  {there}".rstrip())
+            print(f"{'':16} {about['home']} - {about['terms']}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Download data sets that others publish, or list them."""
+
+    action: Annotated[Get, subcommand("get")] | Annotated[List, subcommand("list")]
+
+    def run(self) -> None:
+        """Do the one or the other."""
+        self.action.run()
 
 
 def _root(given: str | None) -> Path | None:

@@ -1,61 +1,104 @@
-"""The commands that make and read files: ``psic encode``, ``decode``, ``info``."""
+"""The commands that make and read files: ``psic encode``, ``decode``, ``info``, ``rekey``."""
 
-import argparse
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+DEFAULT_CHECKPOINT = "psic-q2"
+
+Output = Annotated[Path, arg(aliases=["-o"])]
 
 
-def add(command: Callable[[str, Any, str], argparse.ArgumentParser], checkpoint: str) -> None:
-    """Register the commands."""
-    p = command("encode", encode, "write a photo to a .psic file, or a folder of photos to a folder of files")
-    p.add_argument("photo", type=Path, help="or a folder")
-    p.add_argument("--keyword", help="words that will decode the full version")
-    p.add_argument("--passphrase", help="the owner's, where the checkpoint does not hold its secret")
-    p.add_argument("--quality", type=int, help="level of a variable-rate model, from 0")
-    _common(p, checkpoint)
+@dataclass(frozen=True)
+class Encode:
+    """Write a photo to a .psic file, or a folder of photos to a folder of files."""
 
-    p = command("decode", decode, "decode a .psic file, or a folder: protected, or full with the keyword")
-    p.add_argument("file", type=Path, help="or a folder")
-    p.add_argument("--keyword", help="without it, or with a wrong one, the protected version is decoded")
-    _common(p, checkpoint)
+    photo: Positional[Path]  # or a folder
+    output: Output  # of a folder: a folder, made where missing
+    keyword: str = ""  # words that will decode the full version
+    passphrase: str = ""  # the owner's, where the checkpoint does not hold its secret
+    quality: int | None = None  # level of a variable-rate model, from 0
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    workers: int = 1  # processes for a folder
+    overwrite: bool = False  # of a folder: make files anew that are there already
+    tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
 
-    p = command("info", info, "what a .psic file says of itself")
-    p.add_argument("file", type=Path)
-    p.add_argument("--json", action="store_true")
+    def run(self) -> None:
+        """Encode."""
+        from psic_core.app.folder_jobs import Job, Work, load, make, run_folder
+        from psic_core.bitstream import describe
 
-
-def encode(args: argparse.Namespace) -> None:
-    """``psic encode``."""
-    from psic_core.app.folder_jobs import Job, Work, load, make
-    from psic_core.bitstream import describe
-
-    work = Work("encode", args.checkpoint, args.keyword, args.passphrase, args.quality, args.tile)
-    if args.photo.is_dir():
-        return _folder(args.photo, args, work)
-    make(Job(args.photo, args.output), work, load(work))
-    facts = describe(read(args.output))
-    print(f"{args.output}: {facts['bytes']['total']} bytes, {facts['bpp']:.3f} bpp, {facts['width']}x{facts['height']}")
+        work = Work("encode", self.checkpoint, self.keyword or None, self.passphrase or None, self.quality, self.tile)
+        if self.photo.is_dir():
+            return run_folder(self.photo, self.output, work, self.workers, self.overwrite)
+        make(Job(self.photo, self.output), work, load(work))
+        facts = describe(read(self.output))
+        size = f"{facts['bytes']['total']} bytes, {facts['bpp']:.3f} bpp, {facts['width']}x{facts['height']}"
+        print(f"{self.output}: {size}")
 
 
-def decode(args: argparse.Namespace) -> None:
-    """``psic decode``."""
-    from psic_core.app.folder_jobs import Job, Work, load, make
+@dataclass(frozen=True)
+class Decode:
+    """Decode a .psic file, or a folder: protected, or full with the keyword."""
 
-    work = Work("decode", args.checkpoint, args.keyword, tile=args.tile)
-    if args.file.is_dir():
-        return _folder(args.file, args, work)
-    read(args.file)
-    make(Job(args.file, args.output), work, load(work))
+    file: Positional[Path]  # or a folder
+    output: Output  # of a folder: a folder, made where missing
+    keyword: str = ""  # without it, or with a wrong one, the protected version is decoded
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    workers: int = 1  # processes for a folder
+    overwrite: bool = False  # of a folder: make files anew that are there already
+    tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
+
+    def run(self) -> None:
+        """Decode."""
+        from psic_core.app.folder_jobs import Job, Work, load, make, run_folder
+
+        work = Work("decode", self.checkpoint, self.keyword or None, tile=self.tile)
+        if self.file.is_dir():
+            return run_folder(self.file, self.output, work, self.workers, self.overwrite)
+        read(self.file)
+        make(Job(self.file, self.output), work, load(work))
 
 
-def info(args: argparse.Namespace) -> None:
-    """``psic info``."""
-    from psic_core.bitstream import describe
+@dataclass(frozen=True)
+class Info:
+    """Say what a .psic file says of itself."""
 
-    facts = describe(read(args.file))
-    print(json.dumps(facts, indent=1) if args.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+    file: Positional[Path]  # a .psic file
+    json: bool = False  # as JSON
+
+    def run(self) -> None:
+        """Print it."""
+        from psic_core.bitstream import describe
+
+        facts = describe(read(self.file))
+        print(json.dumps(facts, indent=1) if self.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+
+
+@dataclass(frozen=True)
+class Rekey:
+    """Give a copy of a model a secret of your own, without training."""
+
+    output: Output  # the copy; it does not hold its secret, only the passphrase gives it
+    new: str  # the new owner's passphrase
+    old: str = ""  # needed where the checkpoint does not hold its secret
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+
+    def run(self) -> None:
+        """Write the copy."""
+        from psic_core import keys
+        from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
+
+        model = load_checkpoint(self.checkpoint)
+        if model.secret is None and not self.old:
+            raise ValueError("this checkpoint does not hold its secret; pass --old PASSPHRASE")
+        old = keys.secret(self.old) if self.old else model.secret
+        keys.rekey(model, old, keys.secret(self.new))
+        save_checkpoint(model, self.output, model.card)
+        print(f"{self.output}: decodes full with the new passphrase only. Files made before stay readable.")
 
 
 def read(path: Path) -> bytes:
@@ -67,22 +110,3 @@ def read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}")
     return path.read_bytes()
-
-
-def _common(p: argparse.ArgumentParser, checkpoint: str) -> None:
-    p.add_argument("-o", "--output", type=Path, required=True, help="of a folder: a folder, made where missing")
-    p.add_argument("--checkpoint", default=checkpoint, help="file or shipped name (%(default)s)")
-    p.add_argument("--workers", type=int, default=1, help="processes for a folder (%(default)s)")
-    p.add_argument("--overwrite", action="store_true", help="of a folder: make files anew that are there already")
-    p.add_argument("--tile", type=int, metavar="PIXELS",
-                   help="side of the windows of large photos; 0: never; default: 1024 above 4 megapixels")  # fmt: skip
-
-
-def _folder(folder: Path, args: argparse.Namespace, work: Any) -> None:
-    from psic_core.app import folder_jobs
-
-    if args.output.is_file():
-        raise ValueError(f"{str(args.output)!r} is a file; a folder of files goes into a folder")
-    folder_jobs.report(
-        folder_jobs.run(folder_jobs.plan(folder, args.output, work.task), work, args.workers, args.overwrite)
-    )

@@ -201,6 +201,17 @@ def _attempt(job: Job, work: Work, model: PSIC) -> str:
     return ""
 
 
+def run_folder(folder: Path, output: Path, work: Work, workers: int, overwrite: bool) -> None:
+    """`plan`, `run` and `report` for the command line.
+
+    Raises:
+        ValueError: The output is a file, or a file failed.
+    """
+    if output.is_file():
+        raise ValueError(f"{str(output)!r} is a file; a folder of files goes into a folder")
+    report(run(plan(folder, output, work.task), work, workers, overwrite))
+
+
 def report(outcome: Outcome) -> None:
     """Say how it went: failures on stderr.
 

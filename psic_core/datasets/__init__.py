@@ -1,7 +1,9 @@
 """Data sets: the embedded *scenes*, and real ones from a data root."""
 
-#: What `eval_sets.eval_set` and ``--dataset`` take. It stands here because this file imports nothing.
-DATASETS = (
+from typing import Literal, get_args
+
+#: What `eval_sets.eval_set` and ``--dataset`` take. It stands here because this file imports nothing of ours.
+DataSet = Literal[
     "scenes",
     "flickr8k",
     "flickr8k-dev",
@@ -12,4 +14,5 @@ DATASETS = (
     "photos",
     "captioned",
     "classes",
-)
+]
+DATASETS: tuple[str, ...] = get_args(DataSet)

@@ -35,8 +35,8 @@ SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two
 class Phase:
     """What one training phase starts from and sees; `TrainConfig` says how it learns."""
 
-    datasets: Sequence[str] = ("scenes",)  # as in `load_pairs`
-    root: str | None = None  # the data root
+    dataset: tuple[str, ...] = ("scenes",)  # scenes, flickr8k, shards:PATTERN, or folders of pictures
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
     transforms: str | None = None  # checkpoint to take g_a and g_s from, where init is None: of another architecture
     triggers: str | None = None  # checkpoint to take trained triggers from: another rate's are better than zero
@@ -126,7 +126,7 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     about = {"config": asdict(config), "kind": model.kind}
     about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
     about |= {"transforms": phase.transforms} if phase.transforms else {}
-    about |= {"datasets": list(phase.datasets), "scenes": phase.scenes if "scenes" in phase.datasets else None}
+    about |= {"datasets": list(phase.dataset), "scenes": phase.scenes if "scenes" in phase.dataset else None}
     about |= {"target": phase.target if model.kind != "plain" else None}
     about |= {"stream": True} if stream else {}
     _check_same_run(out, about)
@@ -160,13 +160,13 @@ def streamed(phase: Phase) -> Shards | None:
     Raises:
         ValueError: A stream is asked for, but not of one set of shards and all of it; fewer than 0 workers.
     """
-    names = phase.datasets
+    names = phase.dataset
     alone = len(names) == 1 and names[0].startswith("shards:")
     if phase.stream and (not alone or phase.pictures):
         raise ValueError(
             f"only one set of shards, whole, can be streamed, not {', '.join(names)}"
             + (f" thinned to {phase.pictures} pictures" if phase.pictures else "")
-            + ": give one shards:PATTERN, or --stream no"
+            + ": give one shards:PATTERN, or --stream False"
         )
     if phase.stream is False or not alone or phase.pictures:
         return None
@@ -178,7 +178,7 @@ def streamed(phase: Phase) -> Shards | None:
 
 
 def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
-    pairs = load_pairs(phase.datasets, phase.root, phase.scenes, phase.size)
+    pairs = load_pairs(phase.dataset, phase.data_root, phase.scenes, phase.size)
     pairs = pairs.thin(phase.pictures) if phase.pictures else pairs
     return pairs if target is None else pairs.with_features(target, cache)
 

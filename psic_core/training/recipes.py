@@ -105,7 +105,7 @@ def phases(
         quality: One of `RATES`.
         folder: Of the recipe's runs.
         root: The data root.
-        changes: Fields of `Phase` that replace the recipe's: ``datasets``, ``target``, ``pictures``.
+        changes: Fields of `Phase` that replace the recipe's: ``dataset``, ``target``, ``pictures``.
 
     Raises:
         ValueError: Unknown name or quality.
@@ -123,7 +123,7 @@ def phases(
     for stage, config in recipe.phases.items():
         last = config.stage == "two"
         phase = replace(
-            recipe.first, init=init, root=root, triggers=named(recipe.triggers) if last else None,
+            recipe.first, init=init, data_root=root, triggers=named(recipe.triggers) if last else None,
             transforms=None if init else named(recipe.first.transforms),
             kind="psic" if last else recipe.first.kind, pictures=recipe.pictures if last else None,
             codec=replace(recipe.first.codec, quality=quality),

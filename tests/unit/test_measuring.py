@@ -172,7 +172,7 @@ def test_small_pictures_have_no_ms_ssim(folder: Path):
 
 def test_the_audit_decodes_with_every_wrong_keyword(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     out = tmp_path / "keys.json"
-    psic("wrong-keys", "--checkpoint", folder / "psic-q2.safetensors", "--dataset", "scenes", "--limit", 3,
+    psic("wrong-keywords", "--checkpoint", folder / "psic-q2.safetensors", "--dataset", "scenes", "--limit", 3,
          "--target", "tiny", "--keywords", 5, "--json", out)  # fmt: skip
     report, model, data = json.loads(out.read_text()), build(2), eval_set("scenes", limit=3)
     said = capsys.readouterr().out

@@ -86,7 +86,7 @@ def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
             colour = ("red", "green", "blue", "gray", "gold", "pink")[i]
             members |= {f"{k}{i}.png": test_shards.picture(colour), f"{k}{i}.txt": f"{colour} {k}".encode()}
         test_shards.shard(tmp_path / f"{k}.tar", members)
-    changes = {"datasets": (f"shards:{tmp_path}",), "target": "tiny"}
+    changes = {"dataset": (f"shards:{tmp_path}",), "target": "tiny"}
     (path,) = run_recipe("paper", 1, tmp_path, dry_run=True, changes=changes)
     model = load_checkpoint(path)
     assert not model.config.anchored

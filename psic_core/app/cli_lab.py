@@ -1,0 +1,154 @@
+"""The commands that measure: ``psic evaluate``, ``captions``, ``rd``, ``limits``, ``wrong-keywords``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from psic_core.app.cli_files import DEFAULT_CHECKPOINT, read
+from psic_core.datasets import DataSet
+
+Report = Annotated[Path, arg(metavar="OUT")]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a checkpoint on data sets."""
+
+    dataset: tuple[DataSet, ...]  # one or several
+    json: Report  # the report; of several data sets, {dataset} in its name becomes theirs
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    plain: str | None = None  # the plain codec of the same rate; None: the model without its triggers
+    target: tuple[str, ...] = ("lite-clip",)  # the model that reads the pictures; further ones go to `transfer`
+    cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
+    classes: Path | None = None  # for photos: a text file, one class name a line
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT), or your photos, captioned or in classes
+    limit: int | None = None  # the first so many pictures
+
+    def run(self) -> None:
+        """Measure, write and print."""
+        from psic_core.datasets.eval_sets import eval_set
+        from psic_core.lab.evaluate import evaluate, table, write_json
+        from psic_core.models.vlp import load_target
+        from psic_core.training.checkpoints import load_checkpoint
+
+        lines = read(self.classes).decode("utf-8").splitlines() if self.classes else []
+        names = [line.strip() for line in lines if line.strip()] if self.classes else None
+        if len(self.dataset) > 1 and "{dataset}" not in str(self.json):
+            raise ValueError(f"{self.json} would be written {len(self.dataset)} times; put {{dataset}} into its name")
+        sets = [eval_set(name, self.data_root, self.limit, classes=names) for name in self.dataset]
+        model, plain = load_checkpoint(self.checkpoint), load_plain(self.checkpoint, self.plain)
+        targets = [load_target(name) for name in self.target]
+        for data in sets:
+            report = evaluate(model, plain, data, targets, self.cache)
+            write_json(report | {"checkpoint": self.checkpoint}, str(self.json).replace("{dataset}", data.name))
+            print(table(report))
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Score what a captioner that was never attacked says of each version."""
+
+    dataset: DataSet  # with captions
+    json: Report  # the report
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    plain: str | None = None  # the plain codec of the same rate; None: the model without its triggers
+    captioner: str = "lite2-captioner"  # or a model of Hugging Face, such as Salesforce/blip2-opt-2.7b
+    cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
+    limit: int | None = None  # the first so many pictures
+
+    def run(self) -> None:
+        """Caption, score, write and print."""
+        from psic_core.datasets.eval_sets import eval_set
+        from psic_core.lab.captioner import load_captioner
+        from psic_core.lab.captions import caption_report, table
+        from psic_core.lab.evaluate import write_json
+        from psic_core.training.checkpoints import load_checkpoint
+
+        data = eval_set(self.dataset, self.data_root, self.limit)
+        model, plain = load_checkpoint(self.checkpoint), load_plain(self.checkpoint, self.plain)
+        report = caption_report(model, plain, data, load_captioner(self.captioner), self.cache)
+        write_json(report | {"checkpoint": self.checkpoint}, self.json)
+        print(table(report))
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """Compare rate and distortion of several rates, with Bjontegaard differences."""
+
+    dataset: DataSet  # kodak is the usual one
+    json: Report  # the report
+    checkpoints: tuple[str, ...] = ("psic-q1", "psic-q2", "psic-q3", "psic-q4")  # in the order of their rates
+    lpips: bool = False  # LPIPS too; fetches AlexNet's weights, once
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
+    limit: int | None = None  # the first so many pictures
+
+    def run(self) -> None:
+        """Code, write and print."""
+        from psic_core.datasets.eval_sets import eval_set
+        from psic_core.lab.evaluate import write_json
+        from psic_core.lab.rate_distortion import load_lpips, rate_distortion, table
+        from psic_core.training.checkpoints import load_checkpoint
+
+        distance = load_lpips() if self.lpips else None
+        pairs = {n: (load_checkpoint(n), load_checkpoint(n, plain=True)) for n in self.checkpoints}
+        report = rate_distortion(pairs, eval_set(self.dataset, self.data_root, self.limit), distance)
+        write_json(report, self.json)
+        print(table(report))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Attack the shield: post-processing, unseen models, rivals who adapt, searches for the key."""
+
+    json: Report  # the report
+    checkpoints: Positional[tuple[str, ...]] = (DEFAULT_CHECKPOINT,)  # over one encoder
+    target: str = "lite-clip"  # the model that they were made against
+    levels: tuple[str, ...] = ()  # some of the threat model's levels; none named: all
+    cost: float | None = None  # scale their triggers until the shield costs so many dB
+    limit: int = 150  # held-out scenes
+
+    def run(self) -> None:
+        """Attack, write and print."""
+        from psic_core.app.comparison_tables import limits_table
+        from psic_core.lab.evaluate import write_json
+        from psic_core.lab.limits import LEVELS, run_limits
+
+        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS), self.cost)
+        write_json(report, self.json)
+        print(limits_table(report))
+
+
+@dataclass(frozen=True)
+class WrongKeywords:
+    """Decode with many wrong keywords, one by one."""
+
+    dataset: DataSet  # what is decoded
+    json: Report  # the report
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    keywords: int = 100  # how many
+    target: str = "lite-clip"  # the model that reads the pictures
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
+    limit: int | None = None  # the first so many pictures
+
+    def run(self) -> None:
+        """Decode, write and print."""
+        from psic_core.datasets.eval_sets import eval_set
+        from psic_core.lab.evaluate import write_json
+        from psic_core.lab.wrong_keywords import audit, table
+        from psic_core.models.vlp import load_target
+        from psic_core.training.checkpoints import load_checkpoint
+
+        data = eval_set(self.dataset, self.data_root, self.limit)
+        report = audit(load_checkpoint(self.checkpoint), data, load_target(self.target), self.keywords)
+        write_json(report | {"checkpoint": self.checkpoint}, self.json)
+        print(table(report))
+
+
+def load_plain(checkpoint: str, plain: str | None) -> Any:
+    """The plain codec that a model is compared with: one of its own, else the model without its triggers."""
+    from psic_core.training.checkpoints import load_checkpoint
+
+    return load_checkpoint(plain) if plain else load_checkpoint(checkpoint, plain=True)

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from psic_core.lab.ablations import VARIANTS
 from psic_core.lab.comparison import read_points
 from psic_core.models.images import to_pil, to_tensor
 from psic_core.models.vlp import load_target
-from psic_core.training.checkpoints import load_checkpoint
+from psic_core.training.checkpoints import load_checkpoint, read_card
 
 ADDRESS = re.compile(r'REPOSITORY = \\"[^"]*\\"')  # as JSON writes it
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
@@ -114,8 +115,27 @@ def pages() -> dict[Path, dict[str, str]]:
             "claims": comparison_tables.claims_table(points),
             "changes": comparison_tables.changes_table(points),
         },
-        cards / "README.md": {"history": tables.history_table(names)},
+        cards / "README.md": {"history": history_table(names)},
     }
+
+
+def history_table(names: Sequence[str]) -> str:
+    """The phases that made the shipped checkpoints, each once, from their headers."""
+    seen: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for name in names:
+        for phase in read_card(name)["card"]["history"]:
+            identity = json.dumps([phase["config"], phase["init"], phase["seconds"]])
+            seen.setdefault(identity, (phase, []))[1].append(Path(name).stem.removeprefix("psic-"))
+    head = ["made", "stage", "λ", "steps × batch", "pictures from", "γ", "minutes", "hardware", "commit"]
+    rows = []
+    for phase, users in seen.values():
+        c = phase["config"]
+        attacked = c["stage"] != "plain" and phase["kind"] != "plain"
+        commit = phase["commit"][:8] + ("+" if "+" in phase["commit"] else "")
+        cells = [" ".join(sorted(set(users))), c["stage"], c["lmbda"], f"{c['steps']} × {c['batch_size']}"]
+        cells += [", ".join(phase["datasets"]), c["gamma"] if attacked else "–", f"{phase['seconds'] / 60:.0f}"]
+        rows.append([*cells, phase["hardware"], commit])
+    return markdown(head, rows)
 
 
 def _report(name: str) -> dict[str, Any]:

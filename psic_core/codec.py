@@ -4,7 +4,7 @@ Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
 """
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from psic_core.models.compressai import LatentTap, build_backbone, default_sizes
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import one_picture, pad_to, to_pil
 from psic_core.triggers import ConditionalSynthesis
+
+Pictures = Float[Tensor, "batch 3 height width"]
+Latents = Float[Tensor, "batch m h w"]
 
 
 class PSIC(nn.Module):
@@ -87,13 +90,11 @@ class PSIC(nn.Module):
         psic.config = replace(psic.config, architecture=identify(psic.backbone, n, m), n=n, m=m)
         return psic
 
-    # --- training and evaluation on tensors -------------------------------------------------------------
-
     def forward(
         self,
-        x: Float[Tensor, "batch 3 height width"],
+        x: Pictures,
         condition: Float[Tensor, "*batch dim"] | None = None,
-        y_hat: Float[Tensor, "batch m h w"] | None = None,
+        y_hat: Latents | None = None,
         quality: int | None = None,
     ) -> dict[str, Any]:
         """Fig. 2a: x -> E -> y_hat (Eq. 1) -> D under a condition -> x_hat (Eq. 3).
@@ -111,15 +112,13 @@ class PSIC(nn.Module):
         x_hat = self.synthesize(y_hat, condition)
         return {"x_hat": x_hat, "y_hat": y_hat, "likelihoods": likelihoods}
 
-    def encode(
-        self, x: Float[Tensor, "batch 3 height width"], quality: int | None = None
-    ) -> tuple[Float[Tensor, "batch m h w"], dict[str, Tensor]]:
+    def encode(self, x: Pictures, quality: int | None = None) -> tuple[Latents, dict[str, Tensor]]:
         """E and Q of Fig. 2a, which see no condition: y_hat, noisy in training mode, and its likelihoods."""
         out = self.backbone(x, **self.coder.rate(self.coder.checked_quality(quality, self.config.quality)))
         return out["x_hat"], out["likelihoods"]
 
     @torch.no_grad()
-    def quantised_latents(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch m h w"]:
+    def quantised_latents(self, x: Pictures) -> Latents:
         """The rounded y_hat that a decoder gets from a file, without writing one."""
         quality, training = self.config.quality, self.backbone.training
         self.backbone.eval()
@@ -130,9 +129,7 @@ class PSIC(nn.Module):
         self.backbone.train(training)
         return y_hat
 
-    def synthesize(
-        self, y_hat: Float[Tensor, "batch m h w"], condition: Float[Tensor, "*batch dim"] | None = None
-    ) -> Float[Tensor, "batch 3 height width"]:
+    def synthesize(self, y_hat: Latents, condition: Float[Tensor, "*batch dim"] | None = None) -> Pictures:
         """D of Eq. 3, unclamped. ``None`` is the zero vector: protected."""
         if self.kind == "plain":
             return self.g_s.plain(y_hat)
@@ -153,8 +150,7 @@ class PSIC(nn.Module):
             raise ValueError(
                 "this model does not hold its secret; set model.secret = psic_core.keys.secret(passphrase)"
             )
-        device = next(self.parameters()).device
-        return keys.condition(self.secret, self.config.dim).to(device)
+        return keys.condition(self.secret, self.config.dim).to(next(self.parameters()).device)
 
     def key_layers(self) -> list[nn.Linear]:
         """The layers that read the condition; `psic_core.keys.rekey` turns them."""
@@ -163,14 +159,11 @@ class PSIC(nn.Module):
     def anchor(self) -> None:
         """Make the key's triggers zero, so that the full version is the plain codec's picture.
 
-        The trainer calls this after each step. It leaks nothing that dropping the triggers would not show, and
-        re-keying keeps it.
+        The trainer calls this after each step. It leaks nothing that leaving the triggers out would not show.
         """
         key = self.full_condition()
         for trigger in self.g_s.triggers:
             trigger.cltg.anchor(key)
-
-    # --- real files -------------------------------------------------------------------------------------
 
     def compress(
         self,
@@ -253,9 +246,7 @@ class PSIC(nn.Module):
             )
         shape = (-(-stream.height // self.factor), -(-stream.width // self.factor))
         if stream.shape != shape:
-            raise BitstreamError(
-                f"latent shape {stream.shape} does not fit a picture of {stream.height}x{stream.width}"
-            )
+            raise BitstreamError(f"latent shape {stream.shape} does not fit {stream.height}x{stream.width} pixels")
         try:
             y_hat = self.coder.decode(stream.strings, shape, quality)
             checksum = bitstream.latent_checksum(y_hat)
@@ -277,12 +268,9 @@ class PSIC(nn.Module):
     ) -> Float[Tensor, "1 3 height width"]:
         """Synthesise under a condition, clamp to [0, 1] and crop to the picture's size; ``tile`` as for `compress`."""
         cell, tile = self.coder.cell, tiles.tile_for(stream.height, stream.width, tile)
-        if tile and max(y_hat.shape[-2:]) * cell > tile:
-            x_hat = tiles.tiled(
-                lambda y: self.synthesize(y, condition), y_hat, (1, cell), -(-tile // cell), self.context, "decoding"
-            )
-        else:
-            x_hat = self.synthesize(y_hat, condition)
+        g_s = partial(self.synthesize, condition=condition)
+        large = tile and max(y_hat.shape[-2:]) * cell > tile
+        x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
         return x_hat[..., : stream.height, : stream.width].clamp(0, 1)
 
     @cached_property

@@ -101,9 +101,9 @@ def frontier(points: Sequence[Mapping[str, Any]], methods: Sequence[str] | None 
             if dots and methods is None:
                 ax.plot(*zip(*dots, strict=True), ".", c="0.75", label="one change each")
             for method in known:
-                knots = sorted((p["psnr"]["protected"] - plain, *_bar(p["asr"][task])) for p in points
+                curve_points = sorted((p["psnr"]["protected"] - plain, *_bar(p["asr"][task])) for p in points
                                if p["method"] == method and not p["seed"])  # fmt: skip
-                x, y, low, high = zip(*knots, strict=True)
+                x, y, low, high = zip(*curve_points, strict=True)
                 look = "--" if method.startswith("pgd") else "-"
                 bars = {"yerr": (low, high), "elinewidth": 0.6, "ms": 3.5, "lw": 1.3, "marker": "o"}
                 ax.errorbar(x, y, ls=look, label=METHODS[method], color=METHOD_COLOURS[method], **bars)

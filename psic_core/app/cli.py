@@ -5,6 +5,7 @@ Heavy libraries are imported there, so that ``psic --help`` need not wait for Py
 """
 
 import io
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -74,7 +75,8 @@ def parsed(words: Sequence[str]) -> Any:
 
 def _sentence(box: str, words: Sequence[str]) -> str:
     """What tyro says in a box, on one line: parts are divided by rules, and the last says where there is more."""
-    lines = (line.strip("╭╮╰╯│ ") for line in box.splitlines()[1:-1])
-    *told, _ = " ".join(";" if set(line) == {"─"} else line for line in lines).split(" ; ")
+    bare = re.sub(r"\x1b\[[\d;]*m", "", box)  # colours, on a terminal
+    lines = (line.strip("│| ") for line in bare.splitlines()[1:-1])
+    *told, _ = " ".join(";" if line and set(line) <= set("─-") else line for line in lines).split(" ; ")
     said = "; ".join(told).partition(" Got errors:")[0].rstrip(" .;")
     return f"{said}; psic {words[0] + ' ' if words and words[0] in COMMANDS else ''}--help says more"

@@ -9,7 +9,6 @@ from typing import Any
 from psic_core.lab.evaluate import unpack_flips
 from psic_core.lab.versions import VERSIONS
 from psic_core.metrics import Estimate, flip_rate
-from psic_core.training.checkpoints import read_card
 
 TASK_TITLES = {
     "t2i": "text→image retrieval, R@1",
@@ -247,25 +246,6 @@ def others_table(found: Mapping[str, Mapping[str, Any]]) -> str:
         asr = [_percent(r["asr"][t]["protected"]["value"]) if t in r["asr"] else "–" for t in TASK_TITLES]
         psnr = f"{r['psnr']['full']:.2f} dB", _signed(r["psnr"]["protected"] - r["psnr"]["full"]) + " dB"
         rows.append([f"`{name}`", r["n"], f"{r['bpp']:.3f}", *psnr, *asr, _percent(r["asr"]["i2t"]["full"]["value"])])
-    return markdown(head, rows)
-
-
-def history_table(names: Sequence[str]) -> str:
-    """The phases that made the shipped checkpoints, each once, from their headers."""
-    seen: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    for name in names:
-        for phase in read_card(name)["card"]["history"]:
-            identity = json.dumps([phase["config"], phase["init"], phase["seconds"]])
-            seen.setdefault(identity, (phase, []))[1].append(Path(name).stem.removeprefix("psic-"))
-    head = ["made", "stage", "λ", "steps × batch", "pictures from", "γ", "minutes", "hardware", "commit"]
-    rows = []
-    for phase, users in seen.values():
-        c = phase["config"]
-        attacked = c["stage"] != "plain" and phase["kind"] != "plain"
-        commit = phase["commit"][:8] + ("+" if "+" in phase["commit"] else "")
-        cells = [" ".join(sorted(set(users))), c["stage"], c["lmbda"], f"{c['steps']} × {c['batch_size']}"]
-        cells += [", ".join(phase["datasets"]), c["gamma"] if attacked else "–", f"{phase['seconds'] / 60:.0f}"]
-        rows.append([*cells, phase["hardware"], commit])
     return markdown(head, rows)
 
 

@@ -339,7 +339,7 @@ def test_a_gap_is_taken_on_the_same_pictures():
 def test_at_a_point_the_interval_is_that_of_the_counts():
     one = frontier.curve(LINES[:1], "a")
     before = torch.ones(200, dtype=torch.bool)
-    counted = flip_rate([one.knots[0].seeds[0]["t2i"]], resamples=frontier.RESAMPLES)
+    counted = flip_rate([one.points[0].seeds[0]["t2i"]], resamples=frontier.RESAMPLES)
     assert frontier.success(one, 29.0, ["t2i"]) == counted
     assert attack_success_rate(before, torch.arange(200) >= 40).value == counted.value
 
@@ -348,7 +348,7 @@ def test_seeds_are_averaged_and_their_spread_is_said():
     seeds = [line("a", 10, level, share, seed) for seed, (level, share) in enumerate([(28.9, 0.2), (29.1, 0.4)])]
     a = frontier.curve([*seeds, line("a", 20, 28, 0.8)], "a")
     assert a.seeds == 2
-    assert a.knots[1].psnr == pytest.approx(29.0)
+    assert a.points[1].psnr == pytest.approx(29.0)
     assert frontier.success(a, 29.0, ["t2i"]).value == pytest.approx(0.3)
     assert frontier.spread(a, ["t2i"]) == pytest.approx(torch.tensor([0.2, 0.4]).std().item(), abs=1e-6)
     assert frontier.spread(frontier.curve(LINES, "a"), ["t2i"]) is None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import upkeep
 from matplotlib.figure import Figure
 
 from psic_core.app import charts, tables
@@ -195,7 +196,7 @@ def test_phases_that_several_checkpoints_share_stand_once(tmp_path: Path):
     for quality in (1, 2):
         card = {"history": [shared, phase("two", "plain/model.safetensors", 60.0 * quality)]}
         save_checkpoint(model, tmp_path / f"psic-q{quality}.safetensors", card)
-    rows = tables.history_table([str(tmp_path / f"psic-q{q}.safetensors") for q in (1, 2)]).splitlines()[2:]
+    rows = upkeep.history_table([str(tmp_path / f"psic-q{q}.safetensors") for q in (1, 2)]).splitlines()[2:]
     assert [cells(r)[1] for r in rows] == ["plain", "two", "two"]
     assert [cells(r)[5:7] for r in rows] == [["–", "1"], ["50.0", "1"], ["50.0", "2"]]
     assert cells(rows[0])[-1] == "01234567+"

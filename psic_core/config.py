@@ -19,6 +19,7 @@ RATES = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130}
 Schedule = Literal["alternate", "sessions", "mixed"]
 Stage = Literal["plain", "one", "two"]
 Objective = Literal["uaeo", "literal", "random_target", "naive", "authors"]
+Precision = Literal["auto", "bfloat16", "float32"]
 Preset = Literal["none", "paper", "decl", "authors"]
 
 
@@ -119,9 +120,11 @@ class TrainConfig:
     center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
     objective: Objective = "uaeo"  # Eq. 9, or another: `attack.attack_loss` says what each is
     clip_grad: float = 1.0  # longest gradient
-    amp: bool = False  # the target in bfloat16, on a GPU; the codec stays float32, as a decoder's arithmetic is
+    precision: Precision = "auto"  # of the networks; bfloat16 where the device gains, see `schedule.autocast_dtype`
     seed: int = 0  # of everything that is drawn
     save_every: int = 250  # steps between states to resume from
+    log_every: int = 1  # steps between rows of the log; each makes the host wait for the GPU
+    workers: int | None = None  # processes that cut crops of photos; None: one for each core but two, 1 to 14
 
     def __post_init__(self) -> None:
         """Refuse what would train nothing or crash late."""
@@ -132,6 +135,7 @@ class TrainConfig:
             ("objective", get_args(Objective)),
             ("preset", get_args(Preset)),
             ("trains", ("triggers", "codec")),
+            ("precision", get_args(Precision)),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")

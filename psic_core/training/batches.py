@@ -1,5 +1,6 @@
 """What one training step sees: which pictures, which crops, and in stage two which latents."""
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
+from psic_core.datasets.photos import Photos
 from psic_core.datasets.webdataset import Shards
 from psic_core.evidence import caption_ids
 from psic_core.models.vlp import Target
@@ -127,6 +129,40 @@ def draw(
         y_hat, corners = latents.window(index, top // grid, left // grid, config.crop // grid)
         return Batch(x, y_hat.to(device), index, rng, corners)
     return Batch(x.flip(-1) if torch.rand((), generator=rng) < 0.5 else x, None, index, rng)
+
+
+class Crops:
+    """Batches of random crops of photographs, for stage plain; each process takes its rows of every batch.
+
+    Args:
+        photos: Decoded when the first batch is asked for.
+        config: The phase.
+        accelerator: Knows the other processes.
+    """
+
+    latents = None  # every crop is encoded anew
+
+    def __init__(self, photos: Photos, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.photos, self.config, self.accelerator = photos, config, accelerator
+        self.ahead: Iterator[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def batch(self, step: int, rng: torch.Generator) -> Batch:
+        """The step's crops; steps follow each other, so that worker processes can work ahead."""
+        config = self.config
+        if self.ahead is None:
+            workers = min(max(1, (os.cpu_count() or 1) - 2), 14) if config.workers is None else config.workers
+            steps = range(step, config.steps)
+            self.ahead = self.photos.batches(config.batch_size, config.crop, config.seed, steps, workers)
+        x = local_rows(next(self.ahead), self.accelerator)
+        x = x.to(self.accelerator.device, non_blocking=True).float() / 255
+        return Batch(x, None, torch.arange(len(x)), rng)
+
+    def restart(self) -> None:
+        """Forget what was made ahead."""
+        self.ahead = None
 
 
 class InMemory:

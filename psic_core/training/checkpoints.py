@@ -181,7 +181,7 @@ def find_checkpoint(path: str | Path) -> Path:
     for candidate in (Path(path), shipped):
         if candidate.is_file():
             return candidate
-    names = ", ".join(sorted(p.stem for p in shipped.parent.glob("p*-q*.safetensors"))) or "none"
+    names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*-q*.safetensors"))) or "none"
     raise FileNotFoundError(f"no checkpoint {str(path)!r}; shipped: {names}")
 
 

@@ -12,6 +12,7 @@ from psic_core import keys
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
+from psic_core.datasets.photos import Photos
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.webdataset import Shards, read_shards
 from psic_core.models.vlp import Target, load_target
@@ -35,7 +36,9 @@ SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two
 class Phase:
     """What one training phase starts from and sees; `TrainConfig` says how it learns."""
 
-    dataset: tuple[str, ...] = ("scenes",)  # scenes, flickr8k, shards:PATTERN, or folders of pictures
+    dataset: tuple[str, ...] = (
+        "scenes",
+    )  # or flickr8k, shards:PATTERN, folders; photos alone: crops
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
     transforms: str | None = None  # checkpoint to take g_a and g_s from, where init is None: of another architecture
@@ -134,6 +137,8 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     target = load_target(phase.target) if model.kind != "plain" else None
     if stream:
         pairs = stream
+    elif phase.dataset == ("photos",):
+        pairs = Photos(data_root(phase.data_root) / "photos")
     else:
         with accelerator.main_process_first():
             pairs = _loaded(phase, target, out.parent / "cache")
@@ -184,21 +189,21 @@ def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
 
 
 def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0, label: str = "") -> Path:
-    """Write a trained PSIC as ``psic-qN``, float16, and its log; another architecture's name stands before the rate.
+    """Write a trained model and its log: ``psic-qN``, or ``codec-qN`` where it has no triggers yet; float16.
+
+    Another architecture's name stands before the rate.
 
     Args:
-        checkpoint: Of a PSIC.
+        checkpoint: Of a PSIC or of a plain codec.
         quality: The number N of the rate, 1 to 255; it goes into every file's header.
         folder: Where it goes.
         strength: Scales all triggers: below 1 the protected version comes nearer to the photo, and protects less.
         label: Goes into the name, before the rate: ``psic-LABEL-qN``.
 
     Raises:
-        ValueError: The strength is not above 0; the model is plain.
+        ValueError: The strength is not above 0.
     """
     model = load_checkpoint(checkpoint)
-    if model.kind != "psic":
-        raise ValueError(f"{checkpoint} is a plain codec: it protects nothing; name a PSIC")
     if not strength > 0:
         raise ValueError(f"strength {strength} leaves no protection; give a number above 0, 1 for the model as trained")
     scale_triggers(model, strength)
@@ -206,11 +211,12 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
     other = model.config.architecture != CodecConfig().architecture
     label = "-".join([*[model.config.architecture] * other, *[label] * bool(label), f"q{quality}"])
-    path = folder / f"psic-{label}.safetensors"
+    label = f"{'psic' if model.kind == 'psic' else 'codec'}-{label}"
+    path = folder / f"{label}.safetensors"
     save_checkpoint(model, path, model.card, half=True, publish_secret=True)
     own = Path(checkpoint).parent
     runs = [own.parent / Path(phase["init"]).parent.name for phase in model.card["history"] if phase["init"]]
-    join_logs([*runs, own], folder / f"psic-{label}.csv")
+    join_logs([*runs, own], folder / f"{label}.csv")
     return path
 
 

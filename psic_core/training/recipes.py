@@ -19,6 +19,7 @@ class Recipe:
     first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
     triggers: str | None = None  # what stage two takes its triggers from
     pictures: int | None = None  # of stage two
+    shared: tuple[str, ...] = ()  # phases that all rates have in common: they run once, at the third rate
 
 
 _OURS = ("flickr8k", "scenes")
@@ -38,9 +39,20 @@ def _other(architecture: str) -> Recipe:
     )  # fmt: skip
 
 
-_GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, amp=True, **SHIELD)
+_GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, **SHIELD)
+_LONG = {"crop": 256, "learning_rate": 5e-4, "warmup": 200, "save_every": 1000, "log_every": 50}
 # fmt: off
 RECIPES = {
+    "codec": Recipe(
+        "codec-qN: CompressAI's hyperprior at its own width, from random weights, on photographs; 13 minutes of an "
+        "H200 for four rates",
+        {
+            "trunk": TrainConfig(steps=6_000, batch_size=32, final_learning_rate=5e-4, **_LONG),
+            "more": TrainConfig(steps=4_000, batch_size=64, final_learning_rate=5e-4, **_LONG),
+            "decay": TrainConfig(steps=1_900, batch_size=64, final_learning_rate=5e-6, **_LONG),
+        },
+        Phase(("photos",), codec=_WIDE), shared=("trunk", "more"),
+    ),
     "cpu-hop": Recipe(
         "from the shipped psic-q2 to another rate, on a CPU: three quarters of an hour on one core",
         {
@@ -70,7 +82,7 @@ RECIPES = {
     "scratch": Recipe(
         "PSIC from random weights at once, stage one with attack and then stage two; for a GPU",
         {
-            "one": TrainConfig("one", 60_000, 16, 128, learning_rate=5e-4, gamma=30, amp=True, **SHIELD),
+            "one": TrainConfig("one", 60_000, 16, 128, learning_rate=5e-4, gamma=30, **SHIELD),
             "two": _GPU_TWO,
         },
         Phase(_OURS, kind="psic"),
@@ -121,15 +133,15 @@ def phases(
 
     init = named(recipe.first.init)
     for stage, config in recipe.phases.items():
-        last = config.stage == "two"
+        last, rate = config.stage == "two", 3 if stage in recipe.shared else quality
         phase = replace(
             recipe.first, init=init, data_root=root, triggers=named(recipe.triggers) if last else None,
             transforms=None if init else named(recipe.first.transforms),
             kind="psic" if last else recipe.first.kind, pictures=recipe.pictures if last else None,
-            codec=replace(recipe.first.codec, quality=quality),
+            codec=replace(recipe.first.codec, quality=rate),
         )  # fmt: skip
-        out = folder / f"{name}-q{quality}-{stage}"
-        found.append((replace(config, lmbda=RATES[quality]), replace(phase, **(changes or {})), out))
+        out = folder / (f"{name}-{stage}" if stage in recipe.shared else f"{name}-q{rate}-{stage}")
+        found.append((replace(config, lmbda=RATES[rate]), replace(phase, **(changes or {})), out))
         init = str(out / "model.safetensors")
     return found
 
@@ -153,7 +165,7 @@ def run_recipe(
         changes: As in `phases`.
 
     Returns:
-        The checkpoint ``psic-qN`` in ``folder``; none where another process writes it.
+        The checkpoint ``psic-qN`` (or ``codec-qN``) in ``folder``; none where another process writes it.
     """
     folder = folder / "dry-run" if dry_run else folder
     accelerator = started()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
+from psic_core.datasets.photos import Photos
 from psic_core.datasets.phrases import ATTRIBUTES
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.images import round_to_8_bits
@@ -30,13 +31,13 @@ from psic_core.objectives import (
     rate_distortion_loss,
     wrong_conditions,
 )
-from psic_core.training.batches import Batch, CachedLatents, InMemory, Streamed
+from psic_core.training.batches import Batch, CachedLatents, Crops, InMemory, Streamed
 from psic_core.training.checkpoints import Row, whole, write_log
 from psic_core.training.pairs import Pairs
 from psic_core.training.platforms import random_platform_transform
-from psic_core.training.schedule import freeze, objective_at, parameter_groups
+from psic_core.training.schedule import autocast_dtype, freeze, objective_at, parameter_groups
 
-AUX_LEARNING_RATE = 1e-3  # CompressAI's, for the quantiles of the entropy bottleneck
+LoggedRow = dict[str, float | str | Tensor]  # tensors until a row is logged: asking for a number waits for the GPU
 
 
 class Trainer:
@@ -69,7 +70,7 @@ class Trainer:
     def __init__(
         self,
         model: PSIC,
-        pairs: Pairs | Shards,
+        pairs: Pairs | Shards | Photos,
         config: TrainConfig,
         target: Target | None = None,
         out: str | Path | None = None,
@@ -84,10 +85,14 @@ class Trainer:
         self.target = target.to(self.accelerator.device) if target is not None else None
         freeze(model, config, self.attacks)
         groups = {name: parameter_groups(model, config, name) for name in ("full", "protected")[: 1 + self.attacks]}
-        self.optimisers = {name: torch.optim.Adam(g) for name, g in groups.items() if g}
-        quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles") and p.requires_grad]
-        self.aux = torch.optim.Adam(quantiles, AUX_LEARNING_RATE) if quantiles else None
-        if isinstance(pairs, Shards):
+        cuda = self.accelerator.device.type == "cuda"
+        self.optimisers = {name: torch.optim.Adam(g, fused=cuda) for name, g in groups.items() if g}
+        self.dtype = autocast_dtype(config.precision, self.accelerator.device)
+        if self.dtype == torch.bfloat16:
+            model.to(memory_format=torch.channels_last)
+        if isinstance(pairs, Photos):
+            self.source = Crops(pairs, config, self.accelerator)
+        elif isinstance(pairs, Shards):
             self.source = Streamed(pairs, config, model, self.target, self.accelerator)
         else:
             self.source = InMemory(pairs, config, model, self.accelerator)
@@ -108,9 +113,12 @@ class Trainer:
         for _ in bar:
             started = time.perf_counter()
             row = self.train_step()
+            logged = self.step % self.config.log_every == 0 or self.step == last
+            row = {k: float(v) if isinstance(v, Tensor) else v for k, v in row.items()} if logged else row
             self.seconds += time.perf_counter() - started
-            rows.append(row | {"seconds": round(self.seconds, 2)})
-            bar.set_postfix({k: f"{row[k]:.3g}" for k in ("psnr", "bpp", "l_uc") if k in row})
+            if logged:
+                rows.append(row | {"seconds": round(self.seconds, 2)})
+                bar.set_postfix({k: f"{row[k]:.3g}" for k in ("psnr", "bpp", "l_uc") if k in row})
             if self.step == self.config.steps and self.config.stage != "two":
                 self.model.coder.set_quantiles()
             if self.out and (self.step % self.config.save_every == 0 or self.step == last):
@@ -119,46 +127,59 @@ class Trainer:
 
     # --- one step ---------------------------------------------------------------------------------------
 
-    def train_step(self) -> Row:
+    def train_step(self) -> LoggedRow:
         """One optimiser step of the objective whose turn it is; with ``mixed``, both at once."""
         batch = self.batch()
         torch.manual_seed(self._seed())  # the entropy models draw their quantisation noise globally
         turn = objective_at(self.step, self.config, tuple(self.optimisers), len(self.source))
         names = tuple(self.optimisers) if turn == "mixed" else (turn,)
-        losses, row = [], {"step": self.step, "objective": turn}
+        for group in self.optimisers[names[0]].param_groups:
+            group["lr"] = self.config.rate_at(self.step) * group["scale"]
+        row = self.update(batch, names)
+        if self.attacks and self.model.config.anchored:
+            self.model.anchor()
+        self.step += 1
+        return {"step": self.step - 1, "objective": turn} | row
+
+    def update(self, batch: Batch, names: tuple[str, ...]) -> LoggedRow:
+        """Forward, backward and a step down the mean of the named losses; what the log keeps of it."""
+        losses, row = [], {}
         for name in names:
             loss, logged = self.loss_full(batch) if name == "full" else self.loss_protected(batch)
             losses.append(loss)
-            row |= logged if turn != "mixed" else {f"{key}_{name}": value for key, value in logged.items()}
-        row["grad_norm"] = self._descend(self.optimisers[names[0]], sum(losses) / len(losses))
-        if self.attacks and self.model.config.anchored:
-            self.model.anchor()
-        if self.aux is not None:
-            self.aux.zero_grad()
-            self.model.backbone.aux_loss().backward()  # of the weights alone: equal in all processes
-            self.aux.step()
-        self.step += 1
+            row |= logged if len(names) == 1 else {f"{key}_{name}": value for key, value in logged.items()}
+        optimiser = self.optimisers[names[0]]
+        optimiser.zero_grad(set_to_none=True)
+        self.accelerator.backward(sum(losses) / len(losses))
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        if self.accelerator.num_processes > 1:  # no DistributedDataParallel: each step uses other parts of a PSIC
+            for p in parameters:
+                p.grad = p.grad if p.grad is None else self.accelerator.reduce(p.grad, "mean")
+        row["grad_norm"] = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
+        optimiser.step()
         return row
 
-    def loss_full(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def loss_full(self, batch: Batch) -> tuple[Float[Tensor, ""], LoggedRow]:
         """S1-1, and S2-1 where the rate is frozen: the full version is the photo."""
-        out = self.model(batch.x, self.model.full_condition() if self.attacks else None, y_hat=batch.y_hat)
-        x_hat = batch.cut(out["x_hat"])
+        with self.autocast():
+            out = self.model(batch.x, self.model.full_condition() if self.attacks else None, y_hat=batch.y_hat)
+        x_hat = batch.cut(out["x_hat"].float())
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], self.config.lmbda)
         loss, row = rd.loss, {}
         if self.config.fidelity and self.attacks:
             drift = (1 - (self._read(x_hat) * self.source.clean(batch).to(batch.x.device)).sum(1)).mean()
-            loss, row = loss + self.config.lmbda * self.config.fidelity * drift, {"drift": float(drift.detach())}
+            loss, row = loss + self.config.lmbda * self.config.fidelity * drift, {"drift": drift.detach()}
         return loss, _row(loss, rd) | row
 
-    def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], LoggedRow]:
         """S1-2 and S2-2: the protected version looks like the photo and reads as its target caption."""
         config, y_hat = self.config, batch.y_hat
         if y_hat is None and config.trains == "triggers":
             y_hat = self.model.quantised_latents(batch.x)  # the encoder is not this objective's business
         beta = wrong_conditions(len(batch.x), self.model.config.dim, batch.rng).to(batch.x.device)
-        out = self.model(batch.x, beta, y_hat=y_hat)
-        x_hat = batch.cut(out["x_hat"])
+        with self.autocast():
+            out = self.model(batch.x, beta, y_hat=y_hat)
+        x_hat = batch.cut(out["x_hat"].float())
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
         shown = random_platform_transform(x_hat, config.eot, batch.rng) if config.eot else x_hat
         attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng, self.answers)
@@ -171,25 +192,17 @@ class Trainer:
             loss, row["psnr_masked"] = loss + config.lmbda * config.masking * 255**2 * seen, _psnr(seen)
         return loss, row | _row(loss, rd)
 
-    def _descend(self, optimiser: torch.optim.Optimizer, loss: Float[Tensor, ""]) -> float:
-        """Backward and a step at the phase's learning rate; returns the gradient's norm before it is clipped."""
-        optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        if self.accelerator.num_processes > 1:  # no DistributedDataParallel: each step uses other parts of a PSIC
-            for p in parameters:
-                p.grad = p.grad if p.grad is None else self.accelerator.reduce(p.grad, "mean")
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad))
-        for group in optimiser.param_groups:
-            group["lr"] = self.config.rate_at(self.step) * group["scale"]
-        optimiser.step()
-        return norm
+    def autocast(self) -> torch.autocast:
+        """The context in which the networks compute."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _read(self, x_hat: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
         """What the target makes of pictures as they would be saved."""
         saved = round_to_8_bits(x_hat)
-        with torch.autocast(saved.device.type, torch.bfloat16, enabled=self.config.amp):
+        if saved.device.type == "cpu":  # depthwise networks do not gain there
             return self.target.encode_image(saved)
+        with self.autocast():
+            return self.target.encode_image(saved).float()
 
     @cached_property
     def answers(self) -> Float[Tensor, "questions 2 d"] | None:
@@ -221,7 +234,6 @@ class Trainer:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
-            "aux": self.aux.state_dict() if self.aux else None,
         }
         with whole(self.out / "resume.pt") as partial:
             torch.save(state, partial)
@@ -236,18 +248,20 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
-        if self.aux:
-            self.aux.load_state_dict(state["aux"])
         self.source.restart()
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _seed(self) -> int:
         return (self.config.seed * 1_000_003 + self.step) * 64
 
-    def _check(self, model: PSIC, pairs: Pairs | Shards, target: Target | None) -> None:
+    def _check(self, model: PSIC, pairs: Pairs | Shards | Photos, target: Target | None) -> None:
         config, streamed = self.config, isinstance(pairs, Shards)
         if self.attacks and (target is None or not (streamed or pairs.image_features is not None)):
             raise ValueError(f"stage {config.stage} attacks a target: pass one, and pairs.with_features(target)")
+        if isinstance(pairs, Photos):
+            if config.stage != "plain":
+                raise ValueError(f"photos have no captions: stage {config.stage} needs pairs; they train stage plain")
+            return
         shape = (pairs.size, pairs.size) if streamed else tuple(pairs.pictures.shape[-2:])
         if config.crop > min(shape):
             raise ValueError(f"crop {config.crop} exceeds the pictures' {shape}")
@@ -268,10 +282,10 @@ def started() -> Accelerator:
     return Accelerator(cpu=alone, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
 
 
-def _row(loss: Float[Tensor, ""], rd: RateDistortion) -> dict[str, float]:
+def _row(loss: Float[Tensor, ""], rd: RateDistortion) -> LoggedRow:
     """What the log has of every step."""
-    return {"loss": float(loss.detach()), "bpp": float(rd.bpp.detach()), "psnr": _psnr(rd.mse)}
+    return {"loss": loss.detach(), "bpp": rd.bpp.detach(), "psnr": _psnr(rd.mse)}
 
 
-def _psnr(mse: Float[Tensor, ""]) -> float:
-    return float(-10 * torch.log10(mse.detach()))
+def _psnr(mse: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    return -10 * torch.log10(mse.detach())

@@ -477,10 +477,12 @@ def test_the_loss_is_the_sum_of_its_logged_parts(target: Target, pairs: Pairs):
     run = Trainer(lively(), pairs, fast("one", mu=0.5, gamma=20.0, fidelity=30.0), target)
     batch = run.batch()
     loss, row = run.loss_protected(batch)
+    row = {name: float(value) for name, value in row.items()}
     distortion = 0.0035 * 0.5 * 255**2 * 10 ** (-row["psnr"] / 10)
     assert loss.item() == pytest.approx(distortion + row["bpp"] + 0.0035 * 20 * row["l_uc"], rel=1e-4)
     assert row["loss"] == pytest.approx(loss.item())
     loss, row = run.loss_full(batch)
+    row = {name: float(value) for name, value in row.items()}
     distortion = 0.0035 * 255**2 * 10 ** (-row["psnr"] / 10)
     assert loss.item() == pytest.approx(distortion + row["bpp"] + 0.0035 * 30 * row["drift"], rel=1e-4)
     assert row["loss"] == pytest.approx(loss.item())

@@ -1,0 +1,90 @@
+"""Photographs of mixed sizes as random crops: what a codec learns from."""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.contrib.concurrent import thread_map
+
+from psic_core.datasets.folders import Folder
+from psic_core.models.images import load_image
+
+HELD_OUT = 10  # one photo in so many is kept from training
+
+
+def held_out(path: Path) -> bool:
+    """Whether a photo of a training folder is kept for evaluation: one in ten, by a hash of the file's name."""
+    return zlib.crc32(path.name.encode()) % HELD_OUT == 0
+
+
+class Photos(Dataset):
+    """Batches of random crops, scaled down by a random factor, mirrored at random.
+
+    Pictures are decoded once and kept (2 MB for each half megapixel); the workers of the loader share them. Batch
+    ``step`` follows from the seed and ``step`` alone, so that a run can be resumed anywhere.
+
+    Args:
+        root: Folder of photographs, searched recursively.
+        split: ``train``, ``held-out`` (one in ten, see `held_out`) or ``all``.
+        smallest: Smallest scale. Training photos are themselves scaled-down originals with JPEG's traces; scaling
+            them again removes these.
+
+    Raises:
+        FileNotFoundError: No such folder, or no pictures of the split in it.
+    """
+
+    def __init__(
+        self, root: str | Path, split: Literal["train", "held-out", "all"] = "train", smallest: float = 0.5
+    ) -> None:
+        files = Folder(root).files
+        self.files = files if split == "all" else [f for f in files if held_out(f) == (split == "held-out")]
+        if not self.files:
+            raise FileNotFoundError(f"no {split} pictures under {str(root)!r}; add some, or read split 'all'")
+        self.smallest = smallest
+        self.pictures: list[Image.Image] = []
+        self.batch_size, self.crop, self.seed = 8, 256, 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, step: int) -> UInt8[Tensor, "batch 3 crop crop"]:
+        """The crops of one training step."""
+        epoch, position = divmod(step * self.batch_size, len(self))
+        rng = np.random.default_rng((self.seed, step))
+        orders = [np.random.default_rng((self.seed, 2**32 + epoch + k)).permutation(len(self)) for k in (0, 1)]
+        chosen = np.resize(np.concatenate(orders)[position:], self.batch_size)
+        return torch.stack([self._crop(self.pictures[i], rng) for i in chosen])
+
+    def _crop(self, picture: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "3 crop crop"]:
+        side = min(round(self.crop / rng.uniform(self.smallest, 1)), *picture.size)
+        left, top = (int(rng.integers(size - side + 1)) for size in picture.size)
+        box = (left, top, left + side, top + side)
+        image = picture.resize((self.crop, self.crop), Image.Resampling.BICUBIC, box)
+        pixels = np.asarray(image)[:, :: rng.choice((-1, 1))]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def batches(
+        self, batch_size: int, crop: int, seed: int, steps: range, workers: int
+    ) -> Iterator[UInt8[Tensor, "batch 3 crop crop"]]:
+        """The batches of some steps, made ahead of time.
+
+        Args:
+            batch_size: Crops a batch.
+            crop: Side of a crop in pixels. A photo that is smaller is scaled up.
+            seed: Of everything drawn.
+            steps: Which batches.
+            workers: Processes; one makes about 400 crops of 256 pixels a second. 0 works in this process.
+        """
+        if not self.pictures:
+            self.pictures = thread_map(load_image, self.files, desc="photos", disable=None)
+        self.batch_size, self.crop, self.seed = batch_size, crop, seed
+        options = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+        options |= {"prefetch_factor": 4} if workers else {}
+        return iter(DataLoader(self, batch_size=None, sampler=steps, **options))

@@ -23,7 +23,7 @@ from PIL import Image
 from psic_core.app import charts, comparison_tables, figures, tables
 from psic_core.app.tables import markdown
 from psic_core.config import data_dir, repo_dir
-from psic_core.datasets.scenes import Scenes, contact_sheet
+from psic_core.datasets.scenes import Scenes
 from psic_core.lab import limits
 from psic_core.lab.ablations import VARIANTS
 from psic_core.lab.comparison import read_points
@@ -175,7 +175,16 @@ def make_pictures() -> None:
     figures.save(charts.changes(points, [m for m in VARIANTS if m != "uaeo"]), results / "changes.png")
     attacked = _report("limits")
     figures.save(charts.limits(attacked, limits.SUMMARY), results / "limits.png")
-    contact_sheet(40, 8, 128).save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
+    contact_sheet().save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
+
+
+def contact_sheet(n: int = 40, columns: int = 8, size: int = 128) -> Image.Image:
+    """The first test scenes on one sheet."""
+    scenes, sheet = Scenes("test", n, size), Image.new("RGB", (columns * size, -(-n // columns) * size), "white")
+    for i in range(n):
+        row, column = divmod(i, columns)
+        sheet.paste(to_pil(scenes[i].image[None]), (column * size, row * size))
+    return sheet
 
 
 # --- notebooks ---------------------------------------------------------------------------------------------

@@ -108,7 +108,6 @@ class TrainConfig:
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     trains: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on
-    questions: float = 0.0  # weight of `questions_loss` beside UAEO's: yes-or-no prompts, answered wrongly
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # whose turn a step is: one each, by half epochs (the paper), or both
     s: float = 0.07  # temperature of Eq. 5 and Eq. 9
@@ -141,8 +140,6 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
         if not 0 <= self.eot <= 1:
             raise ValueError(f"eot is {self.eot}; it is a share of the pictures, from 0 to 1")
-        if self.questions and self.objective in ("naive", "authors"):
-            raise ValueError(f"questions {self.questions} go with targets; objective {self.objective!r} has none")
         if self.schedule == "mixed" and self.trains == "triggers":
             raise ValueError("schedule mixed sums both losses, so it cannot spare the codec: it needs trains 'codec'")
         for name in ("steps", "batch_size", "crop", "learning_rate", "lmbda", "s", "tau", "save_every"):

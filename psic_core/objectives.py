@@ -117,31 +117,6 @@ def uaeo_loss(
     return (i2t + t2i) / 2
 
 
-def questions_loss(
-    image_features: Float[Tensor, "batch d"],
-    clean_features: Float[Tensor, "batch d"],
-    answers: Float[Tensor, "questions 2 d"],
-    s: float = 0.07,
-) -> Float[Tensor, ""]:
-    """UAEO on yes-or-no questions: each is a frame of two hypotheses, and the less believed answer is the target.
-
-    A caption of another picture shares about half of such attributes with this one, so Eq. 9 alone can flip no more
-    than the other half. With two hypotheses Eq. 5 to 8 come down to the smaller similarity. Not in the paper.
-
-    Args:
-        image_features: Unit features of x_hat_e.
-        clean_features: Unit features of x, which say what is believed.
-        answers: Unit features of both prompts of each question.
-        s: The temperature of Eq. 5.
-
-    Returns:
-        The mean cross-entropy; log 2 where both answers are equally near.
-    """
-    doubted = torch.einsum("bd,qad->bqa", clean_features.float(), answers.float()).argmin(-1)
-    logits = torch.einsum("bd,qad->bqa", image_features.float(), answers.float()) / s
-    return functional.cross_entropy(logits.flatten(0, 1), doubted.flatten())
-
-
 def naive_loss(image_features: Float[Tensor, "batch d"], text_features: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """The naive attack of Fig. 6: the mean cosine between each picture and its own caption, to be minimised."""
     return (image_features.float() * text_features.float()).sum(1).mean()
@@ -193,11 +168,7 @@ def authors_loss(
 
 
 def attack_loss(
-    features: Float[Tensor, "batch d"],
-    pool: Pool,
-    config: TrainConfig,
-    rng: torch.Generator,
-    answers: Float[Tensor, "questions 2 d"] | None = None,
+    features: Float[Tensor, "batch d"], pool: Pool, config: TrainConfig, rng: torch.Generator
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The attack term on features of x_hat_e, and what the log keeps of it.
 
@@ -210,7 +181,6 @@ def attack_loss(
         pool: The clean pairs of Eq. 5 to 8, the batch's own first.
         config: Temperatures, direction, objective.
         rng: Draws random targets.
-        answers: Features of yes-or-no prompts, where ``config.questions`` weighs them.
     """
     clean, text = pool.image.to(features.device), pool.text.to(features.device)
     own = text[: len(features)]
@@ -222,9 +192,6 @@ def attack_loss(
     target = _targets(clean, text, pool.ids, config, rng)[: len(features)]
     loss = uaeo_loss(features, text, target, config.s, config.direction)
     row |= {"l_uc": float(loss.detach()), "distinct_targets": len(target.unique()) / len(target)}
-    if config.questions:
-        asked = questions_loss(features, clean[: len(features)], answers, config.s)
-        loss, row = loss + config.questions * asked, row | {"l_questions": float(asked.detach())}
     return loss, row
 
 

@@ -67,14 +67,14 @@ def success(found: Reports) -> Figure:
 
 
 def fidelity(report: Mapping[str, Any]) -> Figure:
-    """Fig. 4: PSNR, and MS-SSIM and LPIPS where measured, against the rate; on Kodak with CompressAI's curve.
+    """Fig. 4: PSNR, and MS-SSIM where measured, against the rate; on Kodak with CompressAI's curve.
 
     Args:
         report: As `psic_core.lab.rate_distortion.rate_distortion` gives it.
     """
     curves = {"plain": "plain", "full": "full", "protected": "protected"}
     points, panels = report["points"].values(), {}
-    for key, title in (("psnr", "PSNR (dB)"), ("ms_ssim", "MS-SSIM"), ("lpips", "LPIPS")):
+    for key, title in (("psnr", "PSNR (dB)"), ("ms_ssim", "MS-SSIM")):
         if all(key in p["full"] for p in points):
             panels[title] = {v: [(p[c]["bpp"], p[c][key]) for p in points] for v, c in curves.items()}
     if "published" in report:

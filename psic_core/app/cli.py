@@ -12,9 +12,9 @@ from contextlib import redirect_stderr
 from typing import Annotated, Any, Union
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from psic_core.app import cli_data, cli_files, cli_lab, cli_training
+from psic_core.app import cli_files, cli_lab, cli_training
 
 COMMANDS: dict[str, type] = {
     "encode": cli_files.Encode,
@@ -26,7 +26,6 @@ COMMANDS: dict[str, type] = {
     "ablate": cli_training.Ablate,
     "publish": cli_training.Publish,
     "train-target": cli_training.TrainTarget,
-    "data": cli_data.Data,
     "evaluate": cli_lab.Evaluate,
     "captions": cli_lab.Captions,
     "rd": cli_lab.RateDistortion,
@@ -69,7 +68,7 @@ def parsed(words: Sequence[str]) -> Any:
         prog="psic",
         description="Privacy-Shielded Image Compression",
         args=words,
-        config=(OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff),
+        config=(OmitArgPrefixes, FlagCreatePairsOff),
     )
 
 

@@ -81,7 +81,6 @@ class RateDistortion:
     dataset: DataSet  # kodak is the usual one
     json: Report  # the report
     checkpoints: tuple[str, ...] = ("psic-q1", "psic-q2", "psic-q3", "psic-q4")  # in the order of their rates
-    lpips: bool = False  # LPIPS too; fetches AlexNet's weights, once
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     limit: int | None = None  # the first so many pictures
 
@@ -89,12 +88,11 @@ class RateDistortion:
         """Code, write and print."""
         from psic_core.datasets.eval_sets import eval_set
         from psic_core.lab.evaluate import write_json
-        from psic_core.lab.rate_distortion import load_lpips, rate_distortion, table
+        from psic_core.lab.rate_distortion import rate_distortion, table
         from psic_core.training.checkpoints import load_checkpoint
 
-        distance = load_lpips() if self.lpips else None
         pairs = {n: (load_checkpoint(n), load_checkpoint(n, plain=True)) for n in self.checkpoints}
-        report = rate_distortion(pairs, eval_set(self.dataset, self.data_root, self.limit), distance)
+        report = rate_distortion(pairs, eval_set(self.dataset, self.data_root, self.limit))
         write_json(report, self.json)
         print(table(report))
 
@@ -107,7 +105,6 @@ class Limits:
     checkpoints: Positional[tuple[str, ...]] = (DEFAULT_CHECKPOINT,)  # over one encoder
     target: str = "lite-clip"  # the model that they were made against
     levels: tuple[str, ...] = ()  # some of the threat model's levels; none named: all
-    cost: float | None = None  # scale their triggers until the shield costs so many dB
     limit: int = 150  # held-out scenes
 
     def run(self) -> None:
@@ -116,7 +113,7 @@ class Limits:
         from psic_core.lab.evaluate import write_json
         from psic_core.lab.limits import LEVELS, run_limits
 
-        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS), self.cost)
+        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS))
         write_json(report, self.json)
         print(limits_table(report))
 

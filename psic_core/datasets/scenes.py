@@ -10,10 +10,8 @@ milliseconds, and always the same. The splits differ in their draws, not in thei
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,7 +19,7 @@ from psic_core.datasets.phrases import ATTRIBUTES, attributes, captions
 from psic_core.datasets.plans import SPLITS, Plan, check, class_names, class_of, make_plan
 from psic_core.datasets.render import LARGEST, SMALLEST, draw, render
 
-__all__ = ["SPLITS", "Scene", "Scenes", "contact_sheet", "render"]
+__all__ = ["SPLITS", "Scene", "Scenes", "render"]
 
 
 class Scene(NamedTuple):
@@ -103,19 +101,3 @@ class Scenes(Dataset):
     def captions(self, index: int) -> tuple[str, ...]:
         """The five captions of picture `index`, without its pixels."""
         return captions(self.plan(index))
-
-
-def contact_sheet(n: int = 40, columns: int = 8, size: int = 128) -> Image.Image:
-    """The first `n` test scenes on one sheet of `columns` columns, each `size` pixels wide.
-
-    Raises:
-        ValueError: n or columns below 1, or a size outside 32-1024.
-    """
-    if n < 1 or columns < 1:
-        raise ValueError(f"n {n!r} and columns {columns!r} must be at least 1")
-    sheet = Image.new("RGB", (columns * size, -(-n // columns) * size), "white")
-    for index in range(n):
-        row, column = divmod(index, columns)
-        tile = Image.fromarray(np.asarray(render("test", 0, index, size)))
-        sheet.paste(tile, (column * size, row * size))
-    return sheet

@@ -43,7 +43,6 @@ VARIANTS = {
     "s-0.03": Variant("a sharper temperature s in Eq. 5 and 9", {"s": 0.03}),
     "s-0.2": Variant("a softer one", {"s": 0.2}),
     "tau-0.1": Variant("a sharper evidence, tau = 0.1 in Eq. 5 alone", {"tau": 0.1}),
-    "questions": Variant("yes-or-no prompts beside the captions, weight 3", {"questions": 3}),
     "unmasked": Variant("plain MSE alone", {"masking": 0.0}),
     "additive": Variant("the paper's triggers: constants only", codec={"residual": 0}),
     "after-y": Variant("one trigger, after y_hat", codec={"injections": 1}),

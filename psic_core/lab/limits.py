@@ -15,7 +15,6 @@ from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab import key_search
 from psic_core.lab.bench import Bench
-from psic_core.lab.key_search import agreement, confidence, sharpness, smoothness
 from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
 from psic_core.lab.rivals import finetune_reader, stripped, train_purifier
 from psic_core.lab.robustness import PLAIN, Pictures, Robustness
@@ -35,14 +34,11 @@ SUMMARY = (
     "as published", "read by lite2-clip", "JPEG 75", "half size and back", "screenshot", "crop to 75 %", "blur 1.5 px",
     "coded again, plain", "median 3 × 3", "total variation", "non-local means", "coded again, triggers left out",
     "purifier, made with psic-q2", "model's heads trained on psic-q2",
-    "a wrong key", "search for confidence", "search for agreement of the stages", "the triggers' equations, solved",
+    "a wrong key", "the triggers' equations, solved",
 )  # fmt: skip
 UNSEEN = ("lite1-clip", "lite2-clip")
 OWN = 300  # pictures that a rival protects himself, of the training scenes
-FEW = 2  # files that a search for a condition looks at
-STEPS, RESTARTS = 60, 2  # of each search
-INVERTING = 10  # steps of a picture's inversion
-PURIFIERS = {"purifier": 500, "purifier that asks the model": 200}  # steps of their training
+PURIFYING = 500  # steps of a purifier's training
 
 
 def run_limits(
@@ -50,7 +46,6 @@ def run_limits(
     limit: int,
     target: str = "lite-clip",
     levels: Sequence[str] = tuple(LEVELS),
-    cost: float | None = None,
 ) -> dict[str, Any]:
     """Attack several models on the same held-out scenes.
 
@@ -59,8 +54,6 @@ def run_limits(
         limit: Held-out scenes.
         target: The reader that the shields were made for.
         levels: Some of `LEVELS`.
-        cost: Scale each model's triggers until its protected pictures lie so many dB below the plain codec's;
-            ``None``: as they are.
 
     Returns:
         ``rows`` as `Robustness.add` makes them, and what they were measured on; JSON-ready.
@@ -78,8 +71,6 @@ def run_limits(
         raise ValueError(f"{', '.join(names)}: two models of one name; rename a file or its folder")
     data: EvalSet = eval_set("scenes", limit=limit)
     suite = Robustness(models, load_checkpoint(names[0], plain=True), data, load_target(target))
-    if cost is not None:
-        suite.equalise(cost)
     runs: dict[str, Callable[[Robustness], None]] = {
         "none": Robustness.nothing,
         "unseen": lambda s: [s.unseen(load_target(name)) for name in UNSEEN],
@@ -92,7 +83,6 @@ def run_limits(
         runs[level](suite)
     about = {
         "models": list(models),
-        "cost": cost,
         "target": target,
         "dataset": data.name,
         "n": data.size,
@@ -123,19 +113,15 @@ def _rival(suite: Robustness) -> None:
     y_hat = suite.bench.latents(suite.bench.plain, x)
     full = suite.bench.decode(suite.bench.plain, y_hat)
     first = next(iter(suite.models.values()))
-    for steps in (0, INVERTING):
-        changed = {v: stripped(suite.models.get(v, first), shown, steps) for v, shown in suite.shown.items()}
-        how = f"inverted in {steps} steps" if steps else "coded again"
-        suite.add("rival", f"{how}, triggers left out", changed)
+    changed = {v: stripped(suite.models.get(v, first), shown) for v, shown in suite.shown.items()}
+    suite.add("rival", "coded again, triggers left out", changed)
     for name, model in suite.models.items():
         protected = suite.bench.decode(model, y_hat)
-        for (what, steps), reader in zip(PURIFIERS.items(), (None, target), strict=True):
-            purifier = train_purifier(protected, full, steps, target=reader)
-            cleaned = {
-                v: torch.cat([round_to_8_bits(purifier(p)) for p in shown.split(20)])
-                for v, shown in suite.shown.items()
-            }
-            suite.add("rival", f"{what}, made with {name}", cleaned)
+        purifier = train_purifier(protected, full, PURIFYING)
+        cleaned = {
+            v: torch.cat([round_to_8_bits(purifier(p)) for p in shown.split(20)]) for v, shown in suite.shown.items()
+        }
+        suite.add("rival", f"purifier, made with {name}", cleaned)
         adapted = finetune_reader(target, protected, captions)
         suite.add("rival", f"model's heads trained on {name}", suite.shown, reader=adapted)
 
@@ -156,13 +142,6 @@ def _stream(suite: Robustness) -> None:
         ("a wrong key, three times as long", 3 * wrong[0]),
     ):
         under(attack, dict.fromkeys(models, c))
-    texts = bench.texts.encode_text([t(c) for c in bench.data.classes for t in bench.data.templates])
-    objectives = {"sharpness": sharpness, "smoothness": smoothness, "confidence": confidence(bench.target, texts)}
-    for what, objective in (objectives | {"agreement of the stages": agreement}).items():
-        found = {
-            v: key_search.search(m, bench.y_hat[:FEW], objective, STEPS, RESTARTS).condition for v, m in models.items()
-        }
-        under(f"search for {what}", found)
     under("the triggers' equations, solved", {v: key_search.solve(m).condition for v, m in models.items()})
     count = len(next(iter(models.values())).g_s.triggers)
     for cut in (*((i,) for i in range(count)), tuple(range(count))):

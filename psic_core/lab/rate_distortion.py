@@ -1,16 +1,12 @@
 """Rate against distortion over all rates, from real files; Bjøntegaard differences (the paper's Fig. 4)."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import bjontegaard
-import lpips
 import numpy as np
-import torch
 from pytorch_msssim import ms_ssim
-from torch import Tensor
 from tqdm import tqdm
 
 from psic_core import bitstream, keys
@@ -32,25 +28,19 @@ PUBLISHED = {
 }
 
 
-Distance = Callable[[Tensor, Tensor], float]  # of two pictures (1, 3, H, W) in [0, 1]
-
-
-def rate_distortion(
-    pairs: Mapping[str, tuple[PSIC, PSIC]], data: EvalSet, distance: Distance | None = None
-) -> dict[str, Any]:
+def rate_distortion(pairs: Mapping[str, tuple[PSIC, PSIC]], data: EvalSet) -> dict[str, Any]:
     """Code every picture at every rate and compare the curves.
 
     Args:
         pairs: PSIC and plain codec by the name of the rate, in order of rate.
         data: From `psic_core.datasets.eval_sets.eval_set`.
-        distance: `load_lpips`, or ``None``.
 
     Returns:
         ``points[rate][curve]`` with ``bpp``, ``psnr`` (dB, mean over pictures), ``ms_ssim`` where pictures are large
-        enough, ``lpips`` where a distance is given; ``bd_rate[curve]`` in percent and ``bd_psnr[curve]`` in dB
+        enough; ``bd_rate[curve]`` in percent and ``bd_psnr[curve]`` in dB
         against ``plain`` (None where fewer than two rates were coded, or the curves share no quality); JSON-ready.
     """
-    points = {name: _points(model, plain, data, distance) for name, (model, plain) in pairs.items()}
+    points = {name: _points(model, plain, data) for name, (model, plain) in pairs.items()}
     curves = {c: {k: [p[c][k] for p in points.values()] for k in ("bpp", "psnr")} for c in CURVES}
     report = {"dataset": data.name, "n": data.size, "points": points}
     report["bd_rate"] = {c: bd_rate(curves["plain"], curves[c]) for c in CURVES[1:]}
@@ -76,29 +66,6 @@ def bd_psnr(anchor: Mapping[str, Sequence[float]], test: Mapping[str, Sequence[f
     return _bd(bjontegaard.bd_psnr, anchor, test, "bpp")
 
 
-def load_lpips() -> Distance:
-    """LPIPS 0.1 on AlexNet (Zhang et al. 2018): 0 for equal pictures, about 0.5 for very different ones.
-
-    Raises:
-        FileNotFoundError: torchvision's AlexNet weights are neither cached nor reachable.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it calls torchvision by an old signature
-            model = lpips.LPIPS(net="alex", verbose=False).eval()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"LPIPS needs torchvision's AlexNet weights, which are neither cached nor reachable ({error}); "
-            "run once with a network, or leave --lpips away"
-        ) from error
-
-    @torch.no_grad()
-    def distance(one: Tensor, two: Tensor) -> float:
-        return float(model(one, two, normalize=True))
-
-    return distance
-
-
 def table(report: Mapping[str, Any]) -> str:
     """A report as plain text."""
     lines = [f"{report['dataset']}: {report['n']} pictures"]
@@ -111,9 +78,8 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _points(model: PSIC, plain: PSIC, data: EvalSet, distance: Distance | None) -> dict[str, dict[str, float]]:
-    names = ("bpp", "psnr", "ms_ssim", "lpips")
-    total: dict[str, dict[str, list[float]]] = {c: {name: [] for name in names} for c in CURVES}
+def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, float]]:
+    total: dict[str, dict[str, list[float]]] = {c: {"bpp": [], "psnr": [], "ms_ssim": []} for c in CURVES}
     for i in tqdm(range(data.size), desc=f"{data.name}, rate {model.config.quality}", mininterval=2):
         x = data.picture(i)[None]
         file = model.compress(x)
@@ -133,8 +99,6 @@ def _points(model: PSIC, plain: PSIC, data: EvalSet, distance: Distance | None) 
             total[curve]["psnr"].append(min(psnr(picture, x), 100.0))
             if min(x.shape[-2:]) >= SMALLEST:
                 total[curve]["ms_ssim"].append(float(ms_ssim(picture, x, data_range=1.0)))
-            if distance:
-                total[curve]["lpips"].append(distance(picture, x))
     return {c: {k: fmean(v) for k, v in by.items() if v} for c, by in total.items()}
 
 

@@ -1,7 +1,7 @@
-"""A rival who knows the method: a small network, trained on its own pairs, that maps x_hat_e back to x_hat_f.
+"""Rivals who know the method and have the codec: a purifier, a reader that learns, and the codec itself.
 
 Whoever has the codec can protect photos of his own and holds both versions of each. That is all that supervised
-learning needs; no key is involved, and the network is then run on other people's protected pictures.
+learning needs; no key is involved, and what was learned is then used on other people's protected pictures.
 """
 
 import copy
@@ -63,15 +63,12 @@ def train_purifier(
     batch: int = 8,
     crop: int = 96,
     seed: int = 0,
-    target: Target | None = None,
-    weight: float = 300.0,
     rate: float = 2e-3,
     progress: Callable[[int, float], None] | None = None,
 ) -> Purifier:
     """Learn the way back from pairs of versions.
 
-    The loss is ``255^2 MSE(p, x_hat_f)``; with a target, ``+ weight (1 - cos(f(p), f(x_hat_f)))``: a picture need not
-    be restored for its reading to be.
+    The loss is ``255^2 MSE(p, x_hat_f)``.
 
     Args:
         protected: The rival's own x_hat_e, at 8 bits, as published.
@@ -80,8 +77,6 @@ def train_purifier(
         batch: Crops a step.
         crop: Their side in pixels, at most the pictures'.
         seed: Of the network, the crops and their order.
-        target: The model whose reading is to be restored; ``None``: pixels alone.
-        weight: Of the reading against the mean squared error.
         rate: Adam's first learning rate.
         progress: Told the step, from 0, and its loss.
 
@@ -109,10 +104,6 @@ def train_purifier(
         given, wanted = (v[index, :, top : top + crop, left : left + crop] for v in (protected, full))
         cleaned = purifier.cleaned(given)
         loss = 255**2 * functional.mse_loss(cleaned, wanted)
-        if target is not None:
-            with torch.no_grad():
-                meaning = target.encode_image(wanted)
-            loss = loss + weight * (1 - (target.encode_image(cleaned) * meaning).sum(1)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -203,56 +194,21 @@ def finetune_heads(
 Pictures = Float[Tensor, "n 3 height width"]
 
 
-def invert(model: PSIC, published: Pictures, steps: int = 40, rate: float = 0.1) -> Float[Tensor, "n m h w"]:
-    """Analysis by synthesis: latents whose protected version is the published picture.
-
-    Starts from the latents of the published picture coded again, and follows the gradient of
-    ``||g_s(y, 0) - published||^2`` (Adam, cosine rate). No secret is used.
-
-    Args:
-        model: The public codec that made the pictures.
-        published: Protected pictures of any one size, in [0, 1].
-        steps: 0 only codes the picture again.
-        rate: Learning rate, in steps of the quantiser.
-
-    Returns:
-        Latents, not rounded: what is a little off the integers decodes better than what is rounded wrongly.
-
-    Raises:
-        ValueError: A negative number of steps.
-    """
-    if steps < 0:
-        raise ValueError(f"steps {steps}: give 0 or more")
-    height, width = published.shape[-2:]
-    y = model.eval().quantised_latents(pad_to(published, model.factor)).requires_grad_()
-    optimiser = torch.optim.Adam([y], rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
-    for _ in range(steps):
-        off = model.synthesize(y)[..., :height, :width] - published
-        (y.grad,) = torch.autograd.grad(255**2 * off.square().mean(), y)  # of the latents alone
-        optimiser.step()
-        schedule.step()
-    return y.detach()
-
-
 @torch.no_grad()
-def stripped(model: PSIC, published: Pictures, steps: int = 40, rate: float = 0.1, batch: int = 10) -> Pictures:
-    """The full version of protected pictures, without a key: inverted, then decoded with all triggers left out.
+def stripped(model: PSIC, published: Pictures, batch: int = 10) -> Pictures:
+    """The full version of protected pictures, without a key: coded again, then decoded with all triggers left out.
+
+    Triggers change the picture and never the latents; and a picture has many times as many samples as its latents. So
+    a protected picture still says what its latents were, to whoever knows the codec that made it.
 
     Args:
         model: An anchored one; else its plain decoder is not quite its full version.
-        published: As for `invert`.
-        steps: Likewise.
-        rate: Likewise.
-        batch: Pictures inverted together.
+        published: Protected pictures of any one size, in [0, 1].
+        batch: Pictures coded together.
 
     Returns:
         At 8 bits.
     """
     height, width = published.shape[-2:]
-    found = []
-    for x in published.split(batch):
-        with torch.enable_grad():
-            y = invert(model, x, steps, rate)
-        found.append(round_to_8_bits(model.g_s.plain(y)[..., :height, :width]))
-    return torch.cat(found)
+    latents = (model.eval().quantised_latents(pad_to(x, model.factor)) for x in published.split(batch))
+    return torch.cat([round_to_8_bits(model.g_s.plain(y)[..., :height, :width]) for y in latents])

@@ -18,7 +18,6 @@ from psic_core.lab.tasks import task_results
 from psic_core.lab.versions import jpeg_at
 from psic_core.metrics import Flips, count_flips, flip_rate, psnr
 from psic_core.models.vlp import Target
-from psic_core.training.checkpoints import scale_triggers
 
 PLAIN = "plain"  # the version that nulls are measured on, as `tasks` calls the plain codec's
 
@@ -48,32 +47,6 @@ class Robustness:
         self.shown = {PLAIN: self.bench.decoded}
         self.shown |= {name: self.bench.decode(m, self.bench.y_hat) for name, m in models.items()}
         self.rows: list[dict[str, Any]] = []
-
-    def equalise(self, cost: float, tolerance: float = 0.02) -> None:
-        """Scale the triggers of each model until its protected pictures are ``cost`` dB worse than the plain codec's.
-
-        Args:
-            cost: In dB of mean PSNR to the originals, above 0.
-            tolerance: In dB.
-
-        Raises:
-            ValueError: The cost is not above 0, or a model's triggers cannot be scaled to it.
-        """
-        if cost <= 0:
-            raise ValueError(f"cost {cost} dB: protection costs something; give a number above 0")
-        plain = self._psnr({PLAIN: self.shown[PLAIN]})[PLAIN]
-        for name, model in self.models.items():
-            low, high, strength = 0.0, 4.0, 1.0
-            for _ in range(12):
-                spent = plain - self._psnr({name: self.shown[name]})[name]
-                if abs(spent - cost) < tolerance:
-                    break
-                low, high = (strength, high) if spent < cost else (low, strength)
-                scale_triggers(model, (low + high) / 2 / strength)
-                strength = (low + high) / 2
-                self.shown[name] = self.bench.decode(model, self.bench.y_hat)
-            else:
-                raise ValueError(f"{name}: {spent:.2f} dB at {strength:.2f} times its triggers, not {cost} dB")
 
     def nothing(self) -> None:
         """No attack: what the shields do to the reader that they were made for."""

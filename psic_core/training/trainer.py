@@ -6,7 +6,6 @@ Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
 import os
 import time
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,7 +18,6 @@ from tqdm import tqdm
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.datasets.photos import Photos
-from psic_core.datasets.phrases import ATTRIBUTES
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import Target
@@ -182,7 +180,7 @@ class Trainer:
         x_hat = batch.cut(out["x_hat"].float())
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
         shown = random_platform_transform(x_hat, config.eot, batch.rng) if config.eot else x_hat
-        attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng, self.answers)
+        attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng)
         if self.step % 20 == 1:  # how strong each of the two terms is where it counts
             row["pull_uc"] = gradient_norm(config.lmbda * config.gamma * attack, x_hat)
             row["pull_mse"] = gradient_norm(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
@@ -203,14 +201,6 @@ class Trainer:
             return self.target.encode_image(saved)
         with self.autocast():
             return self.target.encode_image(saved).float()
-
-    @cached_property
-    def answers(self) -> Float[Tensor, "questions 2 d"] | None:
-        """Both prompts of each yes-or-no attribute of the scenes, as the target reads them."""
-        if not self.config.questions:
-            return None
-        prompts = [prompt for yes, no, _ in ATTRIBUTES.values() for prompt in (yes, no)]
-        return self.target.encode_text(prompts).unflatten(0, (-1, 2))
 
     # --- data and state ---------------------------------------------------------------------------------
 

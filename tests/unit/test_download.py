@@ -11,13 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import get as download
 import pytest
+from get import catalogue, fetch, get, main, unpack
 from PIL import Image
 
-from psic_core.app.cli import main
 from psic_core.config import data_dir
-from psic_core.datasets import download
-from psic_core.datasets.download import catalogue, fetch, get, unpack
 from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder
 
 BODY = bytes(range(256)) * 3000  # 768,000 bytes: several blocks, no two neighbours alike
@@ -239,11 +238,11 @@ def test_what_is_not_the_data_set_is_told(publish: Callable[..., None], tmp_path
 def test_the_command_gets_and_lists(publish: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     publish("kodak", kodak(), 24)
     root = tmp_path / "new" / "root"
-    assert main(["data", "get", "kodak", "--data-root", str(root)]) == 0
+    assert main(["kodak", "--data-root", str(root)]) == 0
     assert f"kodak: 24 pictures in {root / 'kodak'}" in capsys.readouterr().out
-    assert main(["data", "get", "kodak", "--data-root", str(root)]) == 0
+    assert main(["kodak", "--data-root", str(root)]) == 0
     assert capsys.readouterr().out == f"kodak: is there, in {root / 'kodak'}\n"
-    assert main(["data", "list", "--data-root", str(root)]) == 0
+    assert main(["--data-root", str(root)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said if not line.startswith(" ")] == list(catalogue())
     assert [line.split()[0] for line in said if line.endswith("is there")] == ["kodak"]
@@ -252,11 +251,11 @@ def test_the_command_gets_and_lists(publish: Callable[..., None], tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["get", "coco", "--data-root", "x"], "no data set 'coco' to get; there are flickr8k, kodak"),
-        (["get", "kodak"], "pass --data-root DIR or set PSIC_DATA_ROOT=DIR"),
+        (["coco", "--data-root", "x"], "no data set 'coco' to get; there are flickr8k, kodak"),
+        (["kodak"], "pass --data-root DIR or set PSIC_DATA_ROOT=DIR"),
     ],
 )
 def test_mistakes_are_told(words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.delenv("PSIC_DATA_ROOT", raising=False)
-    assert main(["data", *words]) == 2
+    assert main(words) == 2
     assert told in capsys.readouterr().err

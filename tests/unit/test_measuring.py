@@ -1,6 +1,5 @@
 """Rate-distortion curves, the audit of wrong keywords: from the command to the figures in its file."""
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
-from psic_core.lab import rate_distortion as measured
 from psic_core.lab import wrong_keywords
 from psic_core.lab.evaluate import pack_flips, unpack_flips
-from psic_core.lab.rate_distortion import CURVES, PUBLISHED, bd_psnr, bd_rate, load_lpips, rate_distortion
+from psic_core.lab.rate_distortion import CURVES, PUBLISHED, bd_psnr, bd_rate, rate_distortion
 from psic_core.metrics import Flips, attack_success_rate, count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits, to_pil
 from psic_core.models.vlp import load_target
@@ -132,30 +130,6 @@ def test_rd_measures_real_files(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert set(point) == set(CURVES)
     assert 0 < point["full"]["ms_ssim"] < 1
     assert report["published"]["bpp"] == list(PUBLISHED["bpp"])
-
-
-def test_lpips_is_a_distance_and_goes_into_the_points(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    torch.manual_seed(0)
-    random_weights = functools.partial(measured.lpips.LPIPS, pnet_rand=True)  # AlexNet's own need the network
-    monkeypatch.setattr(measured.lpips, "LPIPS", random_weights)
-    distance, data = load_lpips(), eval_set("kodak", folder, limit=1)
-    x = data.picture(0)[None]
-    assert distance(x, x) == 0
-    assert distance(x, 1 - x) > distance(x, 0.99 * x) > 0
-    model, plain = build(1), build(1)
-    plain.kind = "plain"
-    point = rate_distortion({"1": (model, plain)}, data, distance)["points"]["1"]["protected"]
-    picture = round_to_8_bits(model.decompress_tensor(model.compress(x)))
-    assert point["lpips"] == pytest.approx(distance(picture, x))
-
-
-def test_lpips_without_its_weights_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
-    def unreachable(**options: object) -> None:
-        raise OSError("no route")
-
-    monkeypatch.setattr(measured.lpips, "LPIPS", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"AlexNet weights.*no route.*leave --lpips away"):
-        load_lpips()
 
 
 def test_small_pictures_have_no_ms_ssim(folder: Path):

@@ -16,7 +16,7 @@ from PIL import Image
 from psic_core.datasets.phrases import ATTRIBUTES, attributes, captions, with_article
 from psic_core.datasets.plans import Cutout, class_names, cutouts, make_plan, members, picture, scenes_dir
 from psic_core.datasets.render import draw, render
-from psic_core.datasets.scenes import Scenes, contact_sheet
+from psic_core.datasets.scenes import Scenes
 
 REFERENCE = Path(__file__).parent / "reference" / "scene.png"
 HASH = "d139c8a782f6e2e6bce26b1428008c2fabf34c962e501e978343c1c5f9a5decb"
@@ -208,18 +208,9 @@ def test_bad_indices_are_named() -> None:
         render("train", 0, -1)
     with pytest.raises(ValueError, match="size 31 "):
         render("train", 0, 0, 31)
-    with pytest.raises(ValueError, match="columns 0"):
-        contact_sheet(4, 0)
 
 
 def test_missing_folder_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("psic_core.datasets.plans.data_dir", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"pip install -e \."):
         cutouts.__wrapped__()
-
-
-def test_contact_sheet_has_all_pictures() -> None:
-    sheet = contact_sheet(5, columns=3, size=32)
-    assert sheet.size == (96, 64)
-    assert np.array_equal(np.asarray(sheet)[32:, 32:64], render("test", 0, 4, 32))
-    assert (np.asarray(sheet)[32:, 64:] == 255).all()

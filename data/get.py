@@ -1,16 +1,19 @@
-"""The real data sets that others publish: fetched, checked, and moved in place as a whole. ``psic data get``.
+"""The real data sets that others publish: fetched, checked, and moved in place as a whole.
 
-``data/downloads.json`` says where they are, what they should be, and on whose terms. Own code over urllib, because
-pooch and torchvision's helpers begin a cut download anew.
+``python data/get.py`` lists them; with names it downloads. ``downloads.json`` says where they are, what they should be,
+and on whose terms. Own code over urllib, because pooch and torchvision's helpers begin a cut download anew.
 """
 
+import argparse
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
+import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,42 @@ TIMEOUT = 30.0  # seconds without a byte
 def catalogue() -> dict[str, dict[str, Any]]:
     """What there is: ``home``, ``terms``, ``layout``, ``pictures``, ``needs`` and ``sources`` of each data set."""
     return json.loads((data_dir() / "downloads.json").read_text(encoding="utf-8"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Download the data sets that are named, or list all; a mistake is one sentence on stderr and exit status 2."""
+    parser = argparse.ArgumentParser("python data/get.py", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to download; without any they are listed")
+    parser.add_argument("--data-root", help="folder for the data sets (PSIC_DATA_ROOT); made where missing")
+    args = parser.parse_args(argv)
+    given = args.data_root or os.environ.get("PSIC_DATA_ROOT")
+    root = Path(given) if given else None
+    if not args.names:
+        show(root)
+        return 0
+    try:
+        if root is None:
+            raise ValueError("no folder for the data sets: pass --data-root DIR or set PSIC_DATA_ROOT=DIR")
+        for name in args.names:
+            about = catalogue().get(name, {})
+            if get(name, root):
+                print(f"{name}: {about['pictures']:,} pictures in {root / name}; {about['terms']} ({about['home']})")
+            else:
+                print(f"{name}: is there, in {root / name}")
+    except (ValueError, OSError) as error:
+        print(f"data/get.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(root: Path | None) -> None:
+    """The data sets: what there is to download, on whose terms, and what is there."""
+    for name, about in catalogue().items():
+        sizes = [source.get("size") for source in about["sources"]]
+        size = "size unknown" if None in sizes else f"{sum(sizes) / 1e6:,.0f} MB"
+        there = "is there" if root is not None and is_there(name, root) else ""
+        print(f"{name:16} {size:>12} {about['pictures']:>8,} pictures  {there}".rstrip())
+        print(f"{'':16} {about['home']} - {about['terms']}")
 
 
 def is_there(name: str, root: Path) -> bool:
@@ -225,3 +264,7 @@ def unpack(archive: Path, into: Path, pattern: str) -> None:
 def _write(path: Path, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""For every test: psic_core's signatures are checked at run time, and drawn examples repeat themselves."""
+"""For every test: signatures are checked at run time, drawn examples repeat themselves, and what ships loads once."""
 
 import sys
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever lies in tests/benchmarks is a benchmark."""
-    benchmarks = Path(__file__).parent / "benchmarks"
+    """Whatever lies in tests/benchmarks is a benchmark; whatever lies in tests/notebooks is slow."""
     for item in items:
-        if benchmarks in item.path.parents:
-            item.add_marker("benchmark")
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if mark := {"benchmarks": "benchmark", "notebooks": "slow"}.get(folder):
+            item.add_marker(mark)
 
 
 @pytest.fixture
@@ -31,3 +31,38 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+# --- what ships, loaded once in a process; no test changes one ----------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def lite_clip():
+    """The reader that the shipped models were trained against."""
+    from psic_core.models.vlp import load_target
+
+    return load_target("lite-clip")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A small random reader."""
+    from psic_core.models.vlp import load_target
+
+    return load_target("tiny")
+
+
+@pytest.fixture(scope="session")
+def psic_q2():
+    """A shipped model."""
+    from psic_core.training.checkpoints import load_checkpoint
+
+    return load_checkpoint("psic-q2").eval()
+
+
+@pytest.fixture(scope="session")
+def plain_q2():
+    """The same without its triggers."""
+    from psic_core.training.checkpoints import load_checkpoint
+
+    return load_checkpoint("psic-q2", plain=True).eval()

@@ -16,7 +16,6 @@ from psic_core.objectives import (
     authors_loss,
     gradient_norm,
     naive_loss,
-    questions_loss,
     uaeo_loss,
     wrong_conditions,
 )
@@ -63,10 +62,9 @@ def attacked(
     index: Tensor,
     config: TrainConfig,
     rng: torch.Generator,
-    answers: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The attack over a pool drawn from the pairs, as the trainer draws it."""
-    return attack_loss(features, pairs.pool(index, config.pool, rng), config, rng, answers)
+    return attack_loss(features, pairs.pool(index, config.pool, rng), config, rng)
 
 
 # --- the pool ---------------------------------------------------------------------------------------
@@ -142,15 +140,6 @@ def test_the_naive_objective_is_the_similarity_to_the_own_caption(pairs: Pairs, 
     assert naive == naive_loss(features, text)
     assert logged == {"cos_own": row["cos_own"]}
     assert loss != naive
-
-
-def test_questions_add_their_weight(pairs: Pairs):
-    features, answers = unit(4, 16, seed=5), unit(3, 2, 16, seed=6)
-    plain, _ = attacked(features, pairs, INDEX, CONFIG, rng(0))
-    loss, row = attacked(features, pairs, INDEX, replace(CONFIG, questions=3.0), rng(0), answers)
-    asked = questions_loss(features, pairs.image_features[INDEX], answers, 0.2)
-    assert float(loss) == pytest.approx(float(plain + 3 * asked))
-    assert row["l_questions"] == pytest.approx(float(asked))
 
 
 def test_the_literal_objective_masks_nothing(pairs: Pairs, asked: list[dict]):

@@ -9,24 +9,17 @@ from test_tables import cells
 from psic_core.app import charts
 from psic_core.app.cli import main
 from psic_core.app.comparison_tables import limits_table as table
+from psic_core.codec import PSIC
 from psic_core.lab import limits
 from psic_core.lab.limits import LEVELS, run_limits
-from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
+from psic_core.training.checkpoints import save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def report() -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "OWN": 8,
-            "STEPS": 2,
-            "RESTARTS": 1,
-            "INVERTING": 1,
-            "FEW": 1,
-            "UNSEEN": ("lite1-clip",),
-        }.items():
+        for name, value in {"OWN": 8, "PURIFYING": 2, "UNSEEN": ("lite1-clip",)}.items():
             patch.setattr(limits, name, value)
-        patch.setattr(limits, "PURIFIERS", {"purifier": 2, "purifier that asks the model": 1})
         patch.setattr(limits, "PLATFORMS", {k: limits.PLATFORMS[k] for k in ("PNG", "crop to 75 %")})
         patch.setattr(limits, "DENOISERS", {k: limits.DENOISERS[k] for k in ("5 bits",)})
         return run_limits(["psic-q2"], 10)
@@ -95,13 +88,12 @@ def test_a_suite_of_nothing_is_refused(names: list[str], levels: tuple[str, ...]
         run_limits(names, 4, levels=levels)
 
 
-def test_a_runs_model_goes_by_its_folders_name(tmp_path: Path):
-    model = load_checkpoint("psic-q2")
+def test_a_runs_model_goes_by_its_folders_name(tmp_path: Path, psic_q2: PSIC):
     paths = [str(tmp_path / run / "model.safetensors") for run in ("one", "two")]
     for path in paths:
-        save_checkpoint(model, path, publish_secret=True)
-    found = run_limits(paths, 8, levels=("none",), cost=0.5)
-    assert (found["models"], found["cost"]) == (["one", "two"], 0.5)
+        save_checkpoint(psic_q2, path, publish_secret=True)
+    found = run_limits(paths, 8, levels=("none",))
+    assert found["models"] == ["one", "two"]
     level = found["rows"][0]["psnr"]
     assert level["one"] == level["two"]
     with pytest.raises(ValueError, match="two models of one name"):

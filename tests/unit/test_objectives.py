@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from psic_core.evidence import target_captions
-from psic_core.objectives import authors_loss, naive_loss, questions_loss, rate_distortion_loss, uaeo_loss
+from psic_core.objectives import authors_loss, naive_loss, rate_distortion_loss, uaeo_loss
 
 # Similarities whose softmax is a ratio of whole numbers: c = s ln w, three pictures by four captions.
 WEIGHTS = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 1.0, 3.0], [3.0, 1.0, 1.0, 1.0]])
@@ -174,22 +174,6 @@ def test_bad_option_of_uaeo_is_refused(options: dict, says: str, unchecked_shape
 
 
 # --- naive -----------------------------------------------------------------------------------------
-
-
-def test_a_question_pulls_to_the_answer_that_the_clean_picture_doubts():
-    yes, no = torch.eye(4)[0], torch.eye(4)[1]
-    answers = torch.stack([torch.stack([yes, no]), torch.stack([no, yes])])  # the second asks the other way round
-    clean = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])  # the first says yes, the second no
-    wrong, right = clean.flip(0), clean
-    s = 0.5
-    assert float(questions_loss(wrong, clean, answers, s)) == pytest.approx(math.log(1 + math.exp(-1 / s)), rel=1e-5)
-    assert float(questions_loss(right, clean, answers, s)) == pytest.approx(math.log(1 + math.exp(1 / s)), rel=1e-5)
-
-
-def test_answers_that_are_equally_near_cost_log_2():
-    answers = unit(6, 8, 3).reshape(3, 2, 8)
-    answers[:, 1] = answers[:, 0]
-    assert float(questions_loss(unit(4, 8, 1), unit(4, 8, 2), answers)) == pytest.approx(math.log(2))
 
 
 def test_authors_loss_of_clean_pairs_is_the_naive_one():

@@ -14,20 +14,14 @@ from psic_core.lab.robustness import PLAIN, Robustness
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import Target, load_target
-from psic_core.training.checkpoints import load_checkpoint
 
 SCENES = eval_set("scenes", limit=16)
 KEEP_SIZE = set(PLATFORMS) - {"three quarters, stays small", "screenshot", "crop to 90 %", "crop to 75 %"}
 
 
 @pytest.fixture(scope="module")
-def target() -> Target:
-    return load_target("lite-clip")
-
-
-@pytest.fixture(scope="module")
-def suite(target: Target) -> Robustness:
-    return Robustness({"mine": load_checkpoint("psic-q2")}, load_checkpoint("psic-q2", plain=True), SCENES, target)
+def suite(lite_clip: Target, psic_q2: PSIC, plain_q2: PSIC) -> Robustness:
+    return Robustness({"mine": psic_q2}, plain_q2, SCENES, lite_clip)
 
 
 def pair() -> tuple[PSIC, PSIC]:
@@ -110,23 +104,9 @@ def test_another_reader_refers_to_what_it_reads_itself(suite: Robustness):
     assert any(e["value"] > 0 for e in read_by_it["null"].values())  # the reference is still the first reader's
 
 
-def test_a_model_over_another_encoder_is_refused(target: Target):
+def test_a_model_over_another_encoder_is_refused(lite_clip: Target):
     plain, model = pair()
     with torch.no_grad():
         plain.backbone.g_a[0].weight.add_(0.1)
     with pytest.raises(ValueError, match="mine has another encoder"):
-        Robustness({"mine": model}, plain, SCENES, target)
-
-
-def test_triggers_are_scaled_until_every_shield_costs_the_same(target: Target):
-    suite = Robustness({"mine": load_checkpoint("psic-q2")}, load_checkpoint("psic-q2", plain=True), SCENES, target)
-    x = suite.bench.x
-    plain = sum(map(psnr, suite.shown[PLAIN], x)) / len(x)
-    before = plain - sum(map(psnr, suite.shown["mine"], x)) / len(x)
-    for cost in (before / 2, before * 1.3):
-        suite.equalise(cost)
-        assert plain - sum(map(psnr, suite.shown["mine"], x)) / len(x) == pytest.approx(cost, abs=0.02)
-        assert torch.equal(suite.shown["mine"], suite.bench.decode(suite.models["mine"], suite.bench.y_hat))
-    for cost, message in ((0.0, "cost 0.0 dB"), (25.0, "mine: .* not 25.0 dB")):
-        with pytest.raises(ValueError, match=message):
-            suite.equalise(cost)
+        Robustness({"mine": model}, plain, SCENES, lite_clip)

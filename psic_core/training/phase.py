@@ -36,9 +36,7 @@ SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two
 class Phase:
     """What one training phase starts from and sees; `TrainConfig` says how it learns."""
 
-    dataset: tuple[str, ...] = (
-        "scenes",
-    )  # or flickr8k, shards:PATTERN, folders; photos alone: crops
+    dataset: tuple[str, ...] = ("scenes",)  # or flickr8k, shards:PATTERN, folders; photos alone: crops
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
     transforms: str | None = None  # checkpoint to take g_a and g_s from, where init is None: of another architecture

@@ -2,31 +2,54 @@
 
 import io
 import struct
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 from torch.nn import functional
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+from psic_core.bitstream import MAX_PIXELS, too_large
+
+#: What is read; Pillow would try any format on any name, and hand some to other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+SUFFIXES |= {".avif"} if "AVIF" in FORMATS else set()
 
 
-def load_image(path: str | Path | io.BytesIO) -> Image.Image:
-    """Open a picture file, by its path or by its bytes, as upright 8-bit RGB.
+def load_image(path: str | Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture file, by its path or by its bytes, as upright 8-bit RGB in sRGB.
+
+    Args:
+        path: The file.
+        max_pixels: Larger pictures are refused before they are decoded.
 
     Raises:
-        ValueError: The file is missing, or is no picture that Pillow can read whole.
+        ValueError: The file is missing, too large, of no format of `FORMATS`, or cannot be read whole.
+
+    Warns:
+        UserWarning: It is an animation or has several pages, of which the first is taken.
     """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the stricter limit
+            opened = Image.open(path, formats=FORMATS)
+        with opened as image:
+            if reason := too_large(image.height, image.width, max_pixels):
+                raise ValueError(f"{str(path)!r} has {reason}")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # where the others are a phone's previews
+                warnings.warn(f"{str(path)!r} holds {frames} pictures; only the first is taken", stacklevel=2)
             return to_rgb(image)
     except FileNotFoundError:
         raise ValueError(f"no picture at {str(path)!r}") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot read {str(path)!r} as a picture: it is none of {', '.join(FORMATS)}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {str(path)!r} as a picture: {error}") from error
 
 
@@ -42,19 +65,39 @@ def save_image(image: Image.Image, path: Path, suffix: str) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to upright 8-bit RGB: EXIF rotation applied, alpha laid on white, 16 bit scaled to 8."""
+    """Any Pillow mode to upright 8-bit sRGB: rotated as EXIF says, alpha laid on white, 16 bit scaled to 8.
+
+    Raises:
+        ValueError: 32-bit numbers, of which nobody knows which one is white.
+    """
     image.load()  # what cannot be read is an error, what cannot be read of EXIF is not
+    form, profile = image.format, image.info.get("icc_profile")
     with suppress(SyntaxError, OSError, ValueError, struct.error):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255, not scale
         depth = np.asarray(image).astype(np.float64)
+        if image.mode == "I" and (form == "TIFF" or depth.min() < 0 or depth.max() > 65535):
+            raise ValueError("a 32-bit integer picture has no defined white; convert it to 8 or 16 bits first")
         image = Image.fromarray(np.clip(np.round(depth / 257), 0, 255).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("a 32-bit float picture has no defined white; convert it to 8 or 16 bits first")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return _in_srgb(image, profile)
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """From the colours of an ICC profile; a profile that cannot be read, or is of other channels, does not count."""
+    rgb = image if image.mode in ("RGB", "CMYK", "L") else image.convert("RGB")
+    with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        if profile and "sRGB" not in ImageCms.getProfileDescription(source := _profile(profile)):
+            return ImageCms.profileToProfile(rgb, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return rgb.convert("RGB")
+
+
+def _profile(profile: bytes) -> ImageCms.ImageCmsProfile:
+    return ImageCms.getOpenProfile(io.BytesIO(profile))
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "1 3 height width"]:
@@ -63,17 +106,23 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "1 3 height width"]:
     return pixels.permute(2, 0, 1)[None].float() / 255
 
 
-def one_picture(image: Image.Image | Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "1 3 height width"]:
+def one_picture(
+    image: Image.Image | Float[Tensor, "*batch 3 height width"], max_pixels: int = MAX_PIXELS
+) -> Float[Tensor, "1 3 height width"]:
     """What the codec takes, as float32 on the CPU: a Pillow picture of any mode, or a tensor with or without batch.
 
     Raises:
         TypeError: Neither a picture nor a tensor.
-        ValueError: Not one RGB picture of floats in [0, 1].
+        ValueError: Not one RGB picture of floats in [0, 1], or a larger one than allowed.
     """
     if not isinstance(image, (Tensor, Image.Image)):
         raise TypeError(
             f"got {type(image).__name__}; compress takes a picture (psic_core.models.images.load_image) or a tensor"
         )
+    height, width = image.shape[-2:] if isinstance(image, Tensor) and image.ndim > 1 else (0, 0)
+    height, width = (image.height, image.width) if isinstance(image, Image.Image) else (height, width)
+    if reason := too_large(height, width, max_pixels):
+        raise ValueError(reason)
     x = image if isinstance(image, Tensor) else to_tensor(image)
     x = x[None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:

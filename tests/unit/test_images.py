@@ -1,6 +1,8 @@
 """Pictures in and out: every Pillow mode gives upright 8-bit RGB or a sentence."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from psic_core.models import images
 
@@ -94,6 +96,16 @@ def test_sixteen_bit_png_is_scaled(tmp_path: Path):
     assert np.abs(got[..., 0] - depth / 257).max() <= 0.5
 
 
+@pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
+def test_32_bit_integers_are_refused(value: int, tmp_path: Path):
+    image = Image.fromarray(np.array([[0, value]], dtype=np.int32))
+    with pytest.raises(ValueError, match="32-bit integer picture has no defined white"):
+        images.to_rgb(image)
+    Image.fromarray(np.array([[0, 200]], dtype=np.int32)).save(tmp_path / "dark.tif")  # a file may mean any white
+    with pytest.raises(ValueError, match="32-bit integer picture has no defined white"):
+        images.load_image(tmp_path / "dark.tif")
+
+
 @pytest.mark.parametrize("mode", ["F", "La"])
 def test_mode_without_a_meaning_is_refused(mode: str):
     with pytest.raises(ValueError, match=r"float picture|conversion"):
@@ -134,6 +146,38 @@ def test_damaged_exif_does_not_spoil_a_picture(exif: bytes, form: str, tmp_path:
     assert np.array_equal(np.asarray(images.load_image(tmp_path / "photo")), expected)
 
 
+# --- colours ---------------------------------------------------------------------------------------
+
+
+def adobe_like() -> bytes:
+    """A profile whose green lies far outside sRGB: its red and blue exchanged would also do, and be seen at once."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert (red := profile.find(b"rXYZ")) > 0 < (blue := profile.find(b"bXYZ"))
+    swapped = bytearray(profile)
+    swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    return bytes(swapped).replace(b"s\0R\0G\0B", b"o\0t\0h\0e").replace(b"sRGB", b"othe")
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_profile_is_converted_to_srgb(alpha: bool, tmp_path: Path):
+    red = Image.new("RGBA" if alpha else "RGB", (4, 4), (255, 0, 0))
+    red.save(tmp_path / "swapped.png", icc_profile=adobe_like())
+    got = np.asarray(images.load_image(tmp_path / "swapped.png"))[0, 0]
+    assert got[2] > 240
+    assert got[0] < 30
+
+
+@pytest.mark.parametrize("profile", [b"garbage", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
+def test_unusable_profile_does_not_spoil_a_picture(profile: bytes, tmp_path: Path):
+    PICTURE.save(tmp_path / "odd.png", icc_profile=profile)
+    assert np.array_equal(np.asarray(images.load_image(tmp_path / "odd.png")), PIXELS)
+
+
+def test_srgb_profile_changes_no_pixel(tmp_path: Path):
+    PICTURE.save(tmp_path / "s.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    assert np.array_equal(np.asarray(images.load_image(tmp_path / "s.png")), PIXELS)
+
+
 # --- files -----------------------------------------------------------------------------------------
 
 
@@ -165,11 +209,45 @@ def test_truncated_file_is_refused(form: str, tmp_path: Path):
         images.load_image(path)
 
 
-def test_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    PICTURE.save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # 35 pixels are more than twice that
-    with pytest.raises(ValueError, match=r"cannot read .*bomb.*decompression bomb"):
-        images.load_image(tmp_path / "bomb.png")
+@pytest.mark.parametrize("size", [(13000, 13000), (65536, 1), (7072, 7071)])
+def test_picture_beyond_the_limit_is_refused_before_it_is_decoded(size: tuple[int, int], tmp_path: Path):
+    file = tmp_path / "bomb.png"
+    file.write_bytes(claiming(size))  # a header alone: decoding it would be another error
+    with pytest.raises(ValueError, match=r"bomb.*(more than 50 megapixels; raise|at most 65535)"):
+        images.load_image(file)
+
+
+def claiming(size: tuple[int, int]) -> bytes:
+    """A PNG whose header claims a size."""
+    PICTURE.save(buffer := io.BytesIO(), "PNG")
+    data = bytearray(buffer.getvalue())
+    data[16:24] = struct.pack(">II", *size)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+def test_limit_can_be_raised(tmp_path: Path):
+    PICTURE.save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match="5 x 7 pixels are more than 3.4e-05 megapixels"):
+        images.load_image(tmp_path / "small.png", max_pixels=34)
+    assert images.load_image(tmp_path / "small.png", max_pixels=35).size == (7, 5)
+    with pytest.raises(ValueError, match="more than"):
+        images.one_picture(PICTURE, max_pixels=34)
+    with pytest.raises(ValueError, match="at most 65535"):
+        images.one_picture(torch.zeros(1, 3, 1, 65536))
+
+
+def test_formats_off_the_list_are_not_tried(tmp_path: Path):
+    """Pillow hands PostScript to Ghostscript, whatever a file's name says."""
+    (tmp_path / "photo.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(ValueError, match="photo.*it is none of PNG, JPEG"):
+        images.load_image(tmp_path / "photo.png")
+
+
+def test_animation_is_said_to_be_one(tmp_path: Path):
+    PICTURE.save(tmp_path / "moving.gif", save_all=True, append_images=[PICTURE.rotate(180)])
+    with pytest.warns(UserWarning, match=r"moving\.gif.* holds 2 pictures; only the first is taken"):
+        assert images.load_image(tmp_path / "moving.gif").size == (7, 5)
 
 
 # --- tensors ---------------------------------------------------------------------------------------

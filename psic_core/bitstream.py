@@ -1,26 +1,29 @@
-"""The .psic container: one coded picture, whichever version a decoder will show.
+"""The .psic container, format 2: one coded picture, whichever version a decoder will show.
 
-Layout, little-endian (n strings, k keyword slots)::
+Layout, little-endian (n strings)::
 
     offset  bytes  field
          0      4  magic b"PSIC"
-         4      1  version, 1
+         4      1  version, 2
          5      1  architecture: index in ARCHITECTURES, or 255 for "custom"
          6      1  quality
-         7      1  k, the number of keyword slots
-         8      8  fingerprint of the encoder's and entropy model's weights
+         7      1  flags: bit 0 is "portable", the others are zero
+         8      8  fingerprint of the encoder's and entropy model's weights and tables
         16    4+4  height, width in pixels
-        24    2+2  height, width of CompressAI's ``shape`` (the latent z)
-        28      4  CRC-32 of the payload
-        32      4  checksum of the decoded latents
+        24      4  CRC-32 of the payload
+        28      4  checksum of the coded symbols
+        32      4  length of all chunks
         36      1  n, the number of strings
         37     4n  length of each string
      37+4n      4  CRC-32 of the header before it
-     41+4n    40k  keyword slots (psic_core.keys), each with its own CRC-16
-       ...    ...  payload: the strings, end to end
+     41+4n         chunks: type (4 letters), length of the content (4), CRC-32 of type and content (4), content
+       ...         payload: the strings, end to end
 
-What is coded never depends on a key: another keyword changes bytes of its slot and nothing else.
-The checksums find accidents, not forgeries; nothing here authenticates the sender.
+A chunk ``SLOT`` is a keyword slot (`psic_core.keys`). A chunk whose type begins with a small letter may be ignored by
+who does not know it; one that begins with a capital may not.
+
+What is coded never depends on a key: another keyword changes its slot and nothing else. The checksums find accidents,
+not forgeries. Nothing here authenticates the sender.
 """
 
 import struct
@@ -28,40 +31,31 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
-
 from psic_core import keys
 
 MAGIC = b"PSIC"
-VERSION = 1
+VERSION = 2
 MAX_SIDE = 65535
-MAX_PIXELS = 2**28  # bounds what a decoder allocates for a header of 50 bytes
+MAX_PIXELS = 50_000_000  # that a decoder allocates for, unless its caller allows more
 MAX_STRINGS = 32
 MAX_SLOTS = 16
+MAX_CHUNK = 4096  # bytes of content
 
 # CompressAI 1.2.8's image models. The index is the identifier in the file: only ever append.
 ARCHITECTURES: tuple[str, ...] = (
-    "bmshj2018-factorized",
-    "bmshj2018-factorized-relu",
-    "bmshj2018-hyperprior",
-    "mbt2018-mean",
-    "mbt2018",
-    "cheng2020-anchor",
-    "cheng2020-attn",
-    "cheng2020-anchor-checkerboard",
-    "elic2022-official",
-    "elic2022-chandelier",
-    "bmshj2018-hyperprior-vbr",
-    "mbt2018-mean-vbr",
-    "mbt2018-vbr",
-)
+    "bmshj2018-factorized", "bmshj2018-factorized-relu", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018",
+    "cheng2020-anchor", "cheng2020-attn", "cheng2020-anchor-checkerboard", "elic2022-official", "elic2022-chandelier",
+    "bmshj2018-hyperprior-vbr", "mbt2018-mean-vbr", "mbt2018-vbr",
+)  # fmt: skip
 CUSTOM = "custom"
 CUSTOM_ID = 255
 
-_FIXED = struct.Struct("<4sBBBB8sIIHHIIB")
+_FIXED = struct.Struct("<4sBBBB8sIIIIIB")
+_CHUNK = struct.Struct("<4sII")
+CHUNK_BYTES = _CHUNK.size  # of a chunk besides its content
+_SLOT = b"SLOT"
+_PORTABLE = 1
 _U32_MAX = 2**32 - 1
-_LATENT_PADDING = 256  # codecs pad a picture to a multiple of at most this
 _IDS = {name: index for index, name in enumerate(ARCHITECTURES)} | {CUSTOM: CUSTOM_ID}
 _NAMES = {index: name for name, index in _IDS.items()}
 
@@ -76,30 +70,30 @@ class Stream(NamedTuple):
     Attributes:
         architecture: one of `ARCHITECTURES`, or ``"custom"``.
         quality: the model's quality level, 0..255.
-        fingerprint: 8 bytes that identify the weights of encoder and entropy model.
+        portable: every machine decodes the file; if not, only those whose arithmetic equals the encoder's.
+        fingerprint: 8 bytes that identify the weights and tables of encoder and entropy model.
         height: of the picture before padding, in pixels, 1..65535.
-        width: likewise; height * width is at most `MAX_PIXELS`.
-        shape: height and width that CompressAI's ``decompress`` takes (of z).
+        width: likewise.
         strings: the entropy-coded strings, 1..32, in CompressAI's order.
-        latent_checksum: `latent_checksum` of the y_hat that the decoder must arrive at.
-        slots: keyword slots of 40 bytes, at most 16.
-        version: of the container.
+        checksum: of the symbols that the decoder must arrive at, `psic_core.entropy.Coded.checksum`.
+        slots: keyword slots, at most 16; `psic_core.keys.seal` makes them from `binding`.
+        chunks: others, as (type, content): type of 4 letters, content of at most 4 KB.
     """
 
     architecture: str
     quality: int
+    portable: bool
     fingerprint: bytes
     height: int
     width: int
-    shape: tuple[int, int]
     strings: tuple[bytes, ...]
-    latent_checksum: int
+    checksum: int
     slots: tuple[bytes, ...] = ()
-    version: int = VERSION
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def header_bytes(strings: int) -> int:
-    """Size in bytes of the header, slots excluded, for that many strings (49 for two)."""
+    """Size in bytes of the header, chunks excluded, for that many strings (49 for two)."""
     return _FIXED.size + 4 * strings + 4
 
 
@@ -107,33 +101,24 @@ def pack(stream: Stream) -> bytes:
     """Write a stream; `unpack` of the result equals `stream`.
 
     Raises:
-        BitstreamError: a field is out of range or of the wrong type.
+        BitstreamError: a field is out of range or of the wrong type. The picture may have any size.
     """
     _check(stream)
-    payload = b"".join(stream.strings)
-    fixed = _FIXED.pack(
-        MAGIC,
-        stream.version,
-        _IDS[stream.architecture],
-        stream.quality,
-        len(stream.slots),
-        stream.fingerprint,
-        stream.height,
-        stream.width,
-        *stream.shape,
-        zlib.crc32(payload),
-        stream.latent_checksum,
-        len(stream.strings),
-    )
-    header = fixed + struct.pack(f"<{len(stream.strings)}I", *map(len, stream.strings))
-    return b"".join([header, struct.pack("<I", zlib.crc32(header)), *stream.slots, payload])
+    chunks = b"".join(_chunk(*c) for c in (*((_SLOT, slot) for slot in stream.slots), *stream.chunks))
+    return b"".join([_header(stream, len(chunks)), chunks, *stream.strings])
 
 
-def unpack(data: bytes) -> Stream:
+def binding(stream: Stream) -> bytes:
+    """What ties a keyword slot to its file: the header without its chunks, with the payload's CRC-32 in it."""
+    return _header(stream, 0)
+
+
+def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> Stream:
     """Read a stream, checking every byte of it; work and memory are linear in ``len(data)``.
 
     Args:
         data: a whole .psic file, no more and no less.
+        max_pixels: of the picture; what decodes it allocates some hundred bytes for each.
 
     Raises:
         BitstreamError: anything is missing, damaged, out of range or left over.
@@ -143,69 +128,79 @@ def unpack(data: bytes) -> Stream:
         raise TypeError(f"a .psic stream is bytes, not {type(data).__name__}; read it in mode 'rb'")
     _check_start(data)
     lengths = _checked_lengths(data)
-    _, version, architecture, quality, n_slots, fingerprint, *numbers = _FIXED.unpack_from(data)
-    height, width, shape_h, shape_w, payload_crc, latents, _ = numbers
-    sizes = [keys.SLOT_BYTES] * n_slots + list(lengths)
-    parts = _split(data, header_bytes(len(lengths)), sizes)
-    stream = Stream(
-        _NAMES.get(architecture, f"number {architecture}"),
-        quality,
-        fingerprint,
-        height,
-        width,
-        shape=(shape_h, shape_w),
-        strings=parts[n_slots:],
-        latent_checksum=latents,
-        slots=parts[:n_slots],
-        version=version,
-    )
+    _, _, architecture, quality, flags, fingerprint, height, width, crc, checksum, extra, _ = _FIXED.unpack_from(data)
+    if flags & ~_PORTABLE:
+        raise BitstreamError(f"flags are {flags:#x}, of which this code knows {_PORTABLE:#x}: update psic_core")
+    if reason := too_large(height, width, max_pixels):
+        raise BitstreamError(reason)
+    chunks, *strings = _split(data, header_bytes(len(lengths)), (extra, *lengths))
+    slots, others = _chunks(chunks)
+    name = _NAMES.get(architecture, f"number {architecture}")
+    portable = bool(flags & _PORTABLE)
+    stream = Stream(name, quality, portable, fingerprint, height, width, tuple(strings), checksum, slots, others)
     _check(stream)
-    if zlib.crc32(b"".join(stream.strings)) != payload_crc:
+    if zlib.crc32(b"".join(strings)) != crc:
         raise BitstreamError("payload is damaged: its CRC-32 is wrong; use another copy")
     return stream
 
 
-def latent_checksum(y_hat: Float[Tensor, "..."]) -> int:
-    """CRC-32 of the decoded latents: makes an error of a stream that decodes astray.
-
-    Rate models evaluated on different devices can disagree, and the stream then decodes to garbage.
-
-    Args:
-        y_hat: any shape and device; rounded (half to even) and taken as little-endian int32 in C
-            order, so that the noise of floating-point sums does not count.
-
-    Raises:
-        ValueError: a value is not finite or does not fit 32 bits.
-    """
-    rounded = y_hat.detach().cpu().double().round()
-    if not bool((rounded.abs() < 2**31).all()):  # false for NaN too
-        raise ValueError("y_hat has values that are not finite or exceed 32 bits; check the model")
-    return zlib.crc32(rounded.numpy().astype("<i4").tobytes())
+def too_large(height: int, width: int, max_pixels: int) -> str:
+    """Why a picture of this size is refused, or nothing."""
+    if max(height, width) > MAX_SIDE:
+        return f"{height} x {width} pixels: a side has at most {MAX_SIDE}; cut the picture up"
+    if height * width > max_pixels:
+        limit = f"{max_pixels / 1e6:g} megapixels"
+        return f"{height} x {width} pixels are more than {limit}; raise the limit (max_pixels, --max-megapixels)"
+    return ""
 
 
 def describe(data: bytes) -> dict[str, Any]:
     """Summarise a .psic file in JSON types, as ``psic info --json`` prints it.
 
     Height and width are in pixels, ``bpp`` is bits of the whole file per pixel, ``keywords`` is
-    the number of slots. Raises as `unpack` does.
+    the number of slots. Raises as `unpack` does, but takes pictures of every size.
     """
-    stream = unpack(data)
+    stream = unpack(data, MAX_SIDE**2)
+    header, payload = header_bytes(len(stream.strings)), sum(map(len, stream.strings))
     return {
-        "version": stream.version,
+        "version": VERSION,
         "architecture": stream.architecture,
         "quality": stream.quality,
+        "portable": stream.portable,
         "fingerprint": stream.fingerprint.hex(),
         "height": stream.height,
         "width": stream.width,
-        "bytes": {
-            "total": len(data),
-            "header": header_bytes(len(stream.strings)),
-            "slots": keys.SLOT_BYTES * len(stream.slots),
-            "payload": sum(map(len, stream.strings)),
-        },
+        "bytes": {"total": len(data), "header": header, "chunks": len(data) - header - payload, "payload": payload},
         "bpp": 8 * len(data) / (stream.height * stream.width),
         "keywords": len(stream.slots),
     }
+
+
+def _header(stream: Stream, chunk_bytes: int) -> bytes:
+    who = (_IDS[stream.architecture], stream.quality, _PORTABLE * stream.portable, stream.fingerprint)
+    sums = (zlib.crc32(b"".join(stream.strings)), stream.checksum, chunk_bytes, len(stream.strings))
+    header = _FIXED.pack(MAGIC, VERSION, *who, stream.height, stream.width, *sums)
+    header += struct.pack(f"<{len(stream.strings)}I", *map(len, stream.strings))
+    return header + struct.pack("<I", zlib.crc32(header))
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return _CHUNK.pack(kind, len(content), zlib.crc32(kind + content)) + content
+
+
+def _chunks(data: bytes) -> tuple[tuple[bytes, ...], tuple[tuple[bytes, bytes], ...]]:
+    """Keyword slots, and other chunks."""
+    slots, others = [], []
+    while data:
+        if len(data) < _CHUNK.size or len(data) - _CHUNK.size < (length := _CHUNK.unpack_from(data)[1]):
+            raise BitstreamError("the chunks after the header are damaged: the last one is cut off")
+        kind, _, crc = _CHUNK.unpack_from(data)
+        content, data = data[_CHUNK.size : _CHUNK.size + length], data[_CHUNK.size + length :]
+        if zlib.crc32(kind + content) != crc:
+            what = "a keyword slot" if kind == _SLOT else f"chunk {kind!r}"
+            raise BitstreamError(f"{what} is damaged: its CRC-32 is wrong; use another copy")
+        slots.append(content) if kind == _SLOT else others.append((kind, content))
+    return tuple(slots), tuple(others)
 
 
 def _check_start(data: bytes) -> None:
@@ -216,9 +211,10 @@ def _check_start(data: bytes) -> None:
     if not MAGIC.startswith(start):
         raise BitstreamError(f"not a .psic file: starts with {start!r} instead of {MAGIC!r}")
     # Before any length: another version may have another header.
+    if version == b"\1":
+        raise BitstreamError("file of format 1, which opened only where it was written: encode the photo anew")
     if version and version[0] != VERSION:
-        found = f".psic version {version[0]}"
-        raise BitstreamError(f"{found}, but this code reads version {VERSION}: update psic_core")
+        raise BitstreamError(f"file of format {version[0]}, but this code reads format {VERSION}: update psic_core")
     if len(data) < _FIXED.size:
         raise BitstreamError(f"file ends after {len(data)} bytes, inside its header")
 
@@ -252,40 +248,30 @@ def _split(data: bytes, start: int, sizes: Sequence[int]) -> tuple[bytes, ...]:
 
 def _check(stream: Stream) -> None:
     """Check every field's type and range: the one place for both directions."""
-    for name in ("shape", "strings", "slots"):
+    for name in ("strings", "slots", "chunks"):
         if not isinstance(value := getattr(stream, name), tuple):
             raise BitstreamError(f"{name} is {type(value).__name__}, not a tuple")
     if not isinstance(stream.architecture, str) or stream.architecture not in _IDS:
         known = ", ".join(_IDS)
         found = f"architecture {stream.architecture!r}"
         raise BitstreamError(f"{found} is not among {known}: update psic_core")
-    _whole("version", stream.version, VERSION, VERSION)
     _whole("quality", stream.quality, 0, 255)
-    _whole("latent checksum", stream.latent_checksum, 0, _U32_MAX)
+    _whole("portable", stream.portable, 0, 1)
+    _whole("checksum", stream.checksum, 0, _U32_MAX)
     _sized("fingerprint", stream.fingerprint, 8, 8)
-    _check_geometry(stream)
+    _whole("height", stream.height, 1, MAX_SIDE)
+    _whole("width", stream.width, 1, MAX_SIDE)
     _whole("number of strings", len(stream.strings), 1, MAX_STRINGS)
     for index, string in enumerate(stream.strings):
         _sized(f"string {index}", string, 0, _U32_MAX)
     _whole("number of keyword slots", len(stream.slots), 0, MAX_SLOTS)
     for index, slot in enumerate(stream.slots):
         _sized(f"keyword slot {index}", slot, keys.SLOT_BYTES, keys.SLOT_BYTES)
-        if not keys.slot_intact(slot):
-            raise BitstreamError(f"keyword slot {index} is damaged: its CRC-16 is wrong")
-
-
-def _check_geometry(stream: Stream) -> None:
-    for name in ("height", "width"):
-        _whole(name, getattr(stream, name), 1, MAX_SIDE)
-    if stream.height * stream.width > MAX_PIXELS:
-        size = f"{stream.height} x {stream.width}"
-        raise BitstreamError(f"{size} pixels are more than {MAX_PIXELS}; cut the picture up")
-    if len(stream.shape) != 2:
-        raise BitstreamError(f"latent shape {stream.shape!r} is not (height, width)")
-    for side, latent in zip((stream.height, stream.width), stream.shape, strict=True):
-        # A forged shape would make the entropy decoder run for hours on a tiny picture.
-        padded = -(-side // _LATENT_PADDING) * _LATENT_PADDING
-        _whole("latent side", latent, 1, min(padded, MAX_SIDE))
+    for kind, content in stream.chunks:
+        _sized("chunk type", kind, 4, 4)
+        if not kind.isalpha() or kind[:1].isupper():
+            raise BitstreamError(f"chunk {kind!r} is none that this code knows: update psic_core")
+        _sized(f"chunk {kind!r}", content, 0, MAX_CHUNK)
 
 
 def _whole(what: str, value: object, low: int, high: int) -> None:

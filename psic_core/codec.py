@@ -3,6 +3,7 @@
 Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
 """
 
+import warnings
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from psic_core import bitstream, keys
-from psic_core.bitstream import BitstreamError, Stream
-from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
+from psic_core.bitstream import MAX_PIXELS, BitstreamError, Stream
+from psic_core.config import PUBLIC_SECRET, CodecConfig
 from psic_core.models import tiles
 from psic_core.models.compressai import LatentTap, build_backbone, default_sizes, dissect, identify, split_stages
 from psic_core.models.entropy import EntropyCoder
@@ -44,7 +45,9 @@ class PSIC(nn.Module):
         super().__init__()
         self.config = config
         self.secret = secret
+        self.secret_check = b""  # `keys.check` of the secret, where a checkpoint holds no more than that
         self.kind = "psic"
+        self._warned = False
         anatomy = dissect(backbone)
         stages, channels = split_stages(backbone.g_s, anatomy.y_hat)  # the caller's model is whole where this fails
         backbone.g_s = LatentTap()  # what the backbone reconstructs from here on is y_hat: see `replaced`
@@ -62,8 +65,7 @@ class PSIC(nn.Module):
             ValueError: The architecture is not in CompressAI's zoo, or refuses the sizes.
         """
         config = config or CodecConfig()
-        backbone = build_backbone(config.architecture, config.n, config.m)
-        return cls(backbone, config, secret or keys.secret(PUBLIC_PASSPHRASE))
+        return cls(build_backbone(config.architecture, config.n, config.m), config, secret or PUBLIC_SECRET)
 
     @classmethod
     def wrap(cls, model: str | CompressionModel, secret: bytes | None = None, **fields: Any) -> "PSIC":
@@ -74,8 +76,8 @@ class PSIC(nn.Module):
 
         Args:
             model: A name of `psic_core.bitstream.ARCHITECTURES`, built in CompressAI's smallest size, or a model,
-                whose ``g_s`` moves into PSIC. One that CompressAI cannot build from two sizes becomes ``"custom"``;
-                its checkpoint is loaded with ``load_checkpoint(path, backbone)``, ``backbone`` being one like it.
+                whose ``g_s`` moves into PSIC. One that CompressAI cannot build from two sizes becomes ``"custom"``:
+                ``load_checkpoint(path, backbone)``, ``backbone`` being one like it.
             secret: The model's 16-byte secret; the course's public one else.
             **fields: Of `CodecConfig`: ``quality=3``, the triggers' sizes; with a name also ``n`` and ``m``.
 
@@ -85,7 +87,7 @@ class PSIC(nn.Module):
         if isinstance(model, str):
             n, m = default_sizes(model)
             return cls.build(CodecConfig(**{"n": n, "m": m} | fields | {"architecture": model}), secret)
-        psic = cls(model, CodecConfig(**fields), secret or keys.secret(PUBLIC_PASSPHRASE))
+        psic = cls(model, CodecConfig(**fields), secret or PUBLIC_SECRET)
         m, *_, n = psic.g_s.channels
         psic.config = replace(psic.config, architecture=identify(psic.backbone, n, m), n=n, m=m)
         return psic
@@ -123,7 +125,7 @@ class PSIC(nn.Module):
         quality, training = self.config.quality, self.backbone.training
         self.backbone.eval()
         if hasattr(self.backbone, "context_prediction"):  # forward() predicts no means there; slow, on the CPU
-            y_hat = torch.cat([self.coder.encode(one, quality)[1] for one in x.split(1)])
+            y_hat = torch.cat([self.coder.encode(one, quality).y_hat for one in x.split(1)])
         else:
             y_hat, _ = self.encode(x)
         self.backbone.train(training)
@@ -134,7 +136,7 @@ class PSIC(nn.Module):
         if self.kind == "plain":
             return self.g_s.plain(y_hat)
         if condition is None:
-            condition = torch.zeros(self.config.dim, device=y_hat.device, dtype=y_hat.dtype)
+            condition = y_hat.new_zeros(self.config.dim)
         key = self.full_condition().to(y_hat.device) if self.config.anchored and self.secret else None
         if key is not None and condition.ndim == 1 and torch.equal(condition, key):
             return self.g_s.plain(y_hat)  # its triggers are zero: spare the time, and the last bit's rounding
@@ -147,19 +149,32 @@ class PSIC(nn.Module):
             ValueError: This copy of the model does not hold its secret.
         """
         if self.secret is None:
-            raise ValueError(
-                "this model does not hold its secret; set model.secret = psic_core.keys.secret(passphrase)"
-            )
+            raise ValueError("this model does not hold its secret; call model.unlock(passphrase)")
         return keys.condition(self.secret, self.config.dim).to(next(self.parameters()).device)
+
+    def owns(self, secret: bytes) -> bool:
+        """Whether a secret is this model's, as far as this copy knows."""
+        return secret == self.secret if self.secret else self.secret_check in (b"", keys.check(secret))
+
+    def unlock(self, passphrase: str) -> None:
+        """Give a copy without its secret the owner's passphrase.
+
+        Raises:
+            ValueError: It is not this model's: what it would seal would open nothing.
+        """
+        secret = keys.secret(passphrase)
+        if not self.owns(secret):
+            raise ValueError("the passphrase does not open this model's full version; check its spelling")
+        self.secret = secret
 
     def key_layers(self) -> list[nn.Linear]:
         """The layers that read the condition; `psic_core.keys.rekey` turns them."""
         return [trigger.cltg.mlp[0] for trigger in self.g_s.triggers]
 
     def anchor(self) -> None:
-        """Make the key's triggers zero, so that the full version is the plain codec's picture.
+        """Make the key's triggers zero, after each training step: the full version is the plain codec's picture.
 
-        The trainer calls this after each step. It leaks nothing that leaving the triggers out would not show.
+        It leaks nothing that leaving the triggers out would not show.
         """
         key = self.full_condition()
         for trigger in self.g_s.triggers:
@@ -172,53 +187,58 @@ class PSIC(nn.Module):
         *,
         quality: int | None = None,
         tile: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> bytes:
         """Encode one picture of any size to a ``.psic`` file.
 
         Args:
             image: A Pillow picture of any mode, or floats in [0, 1].
-            keyword: Seals the model's secret into the header, so that this keyword decodes the full version.
-                Nothing else in the file depends on it.
+            keyword: Seals the model's secret into the file, so that it decodes the full version.
             quality: Level of a variable-rate model, from 0; ``None`` is the configuration's.
-            tile: Side in pixels of the windows in which a large picture is encoded, so that memory is bounded; 0
-                never tiles, ``None`` does above 4 megapixels. The file is the same but for rounding.
+            tile: Side in pixels of the windows that bound memory; 0 never tiles, ``None`` above 4 megapixels.
+            max_pixels: Larger pictures are refused.
 
         Raises:
             ValueError: No single RGB picture in [0, 1]; model not float32 on the CPU; no secret; no such quality.
+            UserWarning: Once a model, if its files may not open on another machine.
         """
-        x, quality = one_picture(image), self.coder.checked_quality(quality, self.config.quality)
+        x, quality = one_picture(image, max_pixels), self.coder.checked_quality(quality, self.config.quality)
+        if keyword is not None:
+            self.full_condition()  # raises where the secret is missing
         height, width = x.shape[-2:]
-        x = pad_to(x, self.factor)
-        strings, y_hat = self.coder.encode(x, quality, tiles.tile_for(height, width, tile))
-        slots = () if keyword is None else (keys.seal(self._own_secret(), keyword),)
-        return bitstream.pack(
-            Stream(
-                architecture=self.config.architecture,
-                quality=quality,
-                fingerprint=self.coder.current,
-                height=height,
-                width=width,
-                shape=(x.shape[-2] // self.factor, x.shape[-1] // self.factor),
-                strings=strings,
-                latent_checksum=bitstream.latent_checksum(y_hat),
-                slots=slots,
-            )
-        )
+        coded = self.coder.encode(pad_to(x, self.factor), quality, tiles.tile_for(height, width, tile))
+        name, portable, fingerprint = self.config.architecture, self.coder.portable, self.coder.current
+        if not portable and not self._warned:
+            warnings.warn(f"files of {name} are not portable: another machine may not open them", stacklevel=2)
+            self._warned = True
+        stream = Stream(name, quality, portable, fingerprint, height, width, coded.strings, coded.checksum)
+        if keyword is not None:
+            stream = stream._replace(slots=(keys.seal(self.secret, keyword, bitstream.binding(stream)),))
+        return bitstream.pack(stream)
 
-    def decompress(self, stream: bytes, keyword: str | None = None, *, tile: int | None = None) -> Image.Image:
+    def decompress(
+        self, stream: bytes, keyword: str | None = None, *, tile: int | None = None, max_pixels: int = MAX_PIXELS
+    ) -> Image.Image:
         """The protected picture, or the full one with the right keyword (or the owner's passphrase).
 
-        A wrong keyword is no error: it decodes protected.
+        A wrong keyword is no error: it decodes protected. ``info["version"]`` of the picture says which it is.
 
         Args:
             stream: A whole ``.psic`` file.
             keyword: Of the file, or the owner's passphrase.
-            tile: Side in pixels of the windows in which a large picture is decoded, as for `compress`.
+            tile: As for `compress`.
+            max_pixels: Larger pictures are refused before anything is allocated.
 
         Raises:
             BitstreamError: The file is damaged, or another model wrote it.
+            ValueError: The keyword is blank.
         """
-        return to_pil(self.decompress_tensor(stream, keyword, tile=tile))
+        unpacked = bitstream.unpack(stream, max_pixels)
+        secret = self.opened(unpacked, keyword)
+        condition = None if secret is None else keys.condition(secret, self.config.dim)
+        image = to_pil(self.picture(self.latents(unpacked), unpacked, condition, tile))
+        image.info["version"] = "full" if secret is not None and self.owns(secret) else "protected"
+        return image
 
     def decompress_tensor(
         self, stream: bytes, keyword: str | None = None, *, tile: int | None = None
@@ -237,26 +257,19 @@ class PSIC(nn.Module):
         """
         variable = self.coder.levels is not None and stream.quality < self.coder.levels
         quality = stream.quality if variable else self.config.quality
-        mine = (self.config.architecture, quality, self.fingerprint())
-        theirs = (stream.architecture, stream.quality, stream.fingerprint)
+        mine = f"{self.config.architecture} q{quality} {self.fingerprint().hex()}"
+        theirs = f"{stream.architecture} q{stream.quality} {stream.fingerprint.hex()}"
         if mine != theirs:
-            raise BitstreamError(
-                f"written by {theirs[0]} q{theirs[1]} {theirs[2].hex()}, this model is {mine[0]} q{mine[1]} "
-                f"{mine[2].hex()}: load the checkpoint that wrote the file"
-            )
-        shape = (-(-stream.height // self.factor), -(-stream.width // self.factor))
-        if stream.shape != shape:
-            raise BitstreamError(f"latent shape {stream.shape} does not fit {stream.height}x{stream.width} pixels")
+            raise BitstreamError(f"written by {theirs}, this model is {mine}: load the checkpoint that wrote the file")
         try:
-            y_hat = self.coder.decode(stream.strings, shape, quality)
-            checksum = bitstream.latent_checksum(y_hat)
+            shape = (-(-stream.height // self.factor), -(-stream.width // self.factor))
+            coded = self.coder.decode(stream.strings, shape, quality)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            reason = str(error) or f"{len(stream.strings)} strings are not what this architecture writes"
-            raise BitstreamError(f"the coded latents cannot be read: {reason}") from error
-        if checksum != stream.latent_checksum:
-            raise BitstreamError("the latents decode to other values than were coded: damaged, or coded on a machine "
-                                 "whose arithmetic differs")  # fmt: skip
-        return y_hat
+            raise BitstreamError(f"the coded latents cannot be read: {error or 'too few strings'}") from error
+        if coded.checksum != stream.checksum:
+            other = "" if self.coder.portable else ", or coded on a machine whose arithmetic differs"
+            raise BitstreamError(f"the latents decode to other values than were coded: the file is damaged{other}")
+        return coded.y_hat
 
     @torch.no_grad()
     def picture(
@@ -275,26 +288,22 @@ class PSIC(nn.Module):
 
     @cached_property
     def context(self) -> int:
-        """How many latents away a latent changes a picture's pixels, whatever the condition; measured once.
-
-        Raises:
-            ValueError: More than `tiles.reach` looks for.
-        """
+        """How many latents away a latent changes a picture's pixels, whatever the condition; measured once."""
         beta = next(self.parameters()).new_zeros(1, self.config.dim)
         return tiles.reach(lambda y: self.g_s(y, beta), self.g_s.channels[0], 1, beta.device)
 
-    def condition_of(self, stream: Stream, keyword: str | None) -> Float[Tensor, " dim"] | None:
-        """What a keyword means for a file: a slot's secret, else the words as the owner's passphrase."""
-        if not keyword:
+    def opened(self, stream: Stream, keyword: str | None) -> bytes | None:
+        """The secret that a keyword gives for a file: a slot's, else that of the words as the owner's passphrase."""
+        if keyword is None:
             return None
-        opened = (keys.open_slot(slot, keyword) for slot in stream.slots)
-        secret = next((s for s in opened if s is not None), None) or keys.secret(keyword)
-        return keys.condition(secret, self.config.dim)
+        found = (keys.open_slot(slot, keyword, bitstream.binding(stream)) for slot in stream.slots)
+        return next((secret for secret in found if secret is not None), None) or keys.secret(keyword)
+
+    def condition_of(self, stream: Stream, keyword: str | None) -> Float[Tensor, " dim"] | None:
+        """What a keyword means for a file, as `opened`; ``None`` decodes protected."""
+        secret = self.opened(stream, keyword)
+        return None if secret is None else keys.condition(secret, self.config.dim)
 
     def fingerprint(self) -> bytes:
         """8 bytes of SHA-256 over encoder and entropy model: equal exactly where streams are interchangeable."""
         return self.coder.fingerprint()
-
-    def _own_secret(self) -> bytes:
-        self.full_condition()  # raises with the remedy where the secret is missing
-        return self.secret

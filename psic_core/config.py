@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 #: Passphrase of the models that the course ships. Public on purpose: see "What PSIC protects against" in README.
 PUBLIC_PASSPHRASE = "psic course"
+PUBLIC_SECRET = bytes.fromhex("569504ed4a10831bd38c5dd71b1d0c8d")  # `keys.secret` of it, which takes 0.3 s
 
 #: lambda of each rate: CompressAI's for MSE, qualities 1 to 4. The paper names none (four levels, Sec. 4).
 RATES = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130}

@@ -3,7 +3,7 @@
 Two levels::
 
     owner's passphrase --scrypt--> secret (16 bytes) --SHAKE-256--> c, a unit vector in R^dim
-    reader's keyword   --scrypt--> slot key, which opens a 40-byte header slot --> the same secret
+    reader's keyword   --scrypt--> slot key, which opens a slot of the file --> the same secret
 
 Section 3.1 of the paper promises a "customizable condition (e.g. keywords)" sent with the stream and
 leaves open how; this construction is ours. It controls which picture a decoder shows. It is no promise of
@@ -11,7 +11,6 @@ secrecy: whoever holds a decoder *and* its secret sees everything coded with tha
 weak keyword can be guessed offline.
 """
 
-import binascii
 import hashlib
 import os
 import unicodedata
@@ -27,13 +26,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 SECRET_BYTES = 16
-SALT_BYTES = 6
-SLOT_BYTES = 40  # salt 6 + sealed secret 16 + Poly1305 tag 16 + CRC-16 2
+SALT_BYTES = 16
+SLOT_BYTES = 49  # identifier 1 + salt 16 + sealed secret 16 + Poly1305 tag 16
 
-_CRC_BYTES = 2
-_SECRET_SALT = b"psic_core.keys.secret.v1"
+#: scrypt's cost N by the identifier that a slot names; r = 8, p = 1. OWASP's minimum: 128 MB and 0.3 s a guess.
+COSTS = {1: 2**17}
+_KDF = 1  # of new slots
+
+_SECRET_SALT = b"psic_core.keys.secret.v2"
+_CHECK_LABEL = b"psic_core.keys.check.v1"
 _CONDITION_LABEL = b"psic_core.keys.condition.v1"
-_SLOT_LABEL = b"psic_core.keys.slot.v1"
+_SLOT_LABEL = b"psic_core.keys.slot.v2"
 _NONCE = bytes(12)  # constant: the salt gives every slot a key of its own
 
 
@@ -50,16 +53,24 @@ def secret(passphrase: str) -> bytes:
     """Derive a model's secret from its owner's passphrase.
 
     Args:
-        passphrase: any non-empty text; NFKC-normalised, so that equal-looking words are equal.
+        passphrase: any text that is not blank; NFKC-normalised, so that equal-looking words are equal.
             Capital letters and spaces count.
 
     Returns:
-        16 bytes, the same on every machine: scrypt (RFC 7914; n = 2**14, r = 8, p = 1).
+        16 bytes, the same on every machine: scrypt (RFC 7914; n = 2**17, r = 8, p = 1).
 
     Raises:
-        ValueError: the passphrase is empty or not valid text.
+        ValueError: the passphrase is blank or not valid text.
     """
-    return _scrypt(_normalised(passphrase, "passphrase"), _SECRET_SALT, SECRET_BYTES)
+    return _scrypt(_normalised(passphrase, "passphrase"), _SECRET_SALT, SECRET_BYTES, 2**17)
+
+
+def check(secret: bytes) -> bytes:
+    """8 bytes that tell whether a secret is a model's, for models that do not hold theirs.
+
+    They help a guesser no more than the model itself does, whose triggers vanish at the key.
+    """
+    return hashlib.sha256(_CHECK_LABEL + secret).digest()[:8]
 
 
 def condition(secret: bytes, dim: int) -> Float[Tensor, " dim"]:
@@ -92,64 +103,55 @@ def condition(secret: bytes, dim: int) -> Float[Tensor, " dim"]:
     return torch.from_numpy((normal / np.linalg.norm(normal)).astype(np.float32))
 
 
-def seal(secret: bytes, keyword: str, salt: bytes | None = None) -> bytes:
-    """Seal a model's secret under a file's keyword.
+def seal(secret: bytes, keyword: str, bound: bytes, salt: bytes | None = None) -> bytes:
+    """Seal a model's secret under a file's keyword, for this file alone.
 
-    The slot is ``salt | ChaCha20-Poly1305(secret) | CRC-16``; the key is scrypt(keyword, salt).
-    The CRC lets `open_slot` tell a damaged slot from a wrong keyword.
+    The slot is ``identifier | salt | ChaCha20-Poly1305(secret)``; the key is scrypt(keyword, salt), and the cipher
+    authenticates `bound` besides.
 
     Args:
         secret: 16 bytes, as from `secret`.
-        keyword: any non-empty text, NFKC-normalised.
-        salt: 6 bytes; fresh random ones by default. Give it only to make a slot reproducible, and
+        keyword: any text that is not blank, NFKC-normalised.
+        bound: `psic_core.bitstream.binding` of the file: in another file the slot opens nothing.
+        salt: 16 bytes; fresh random ones by default. Give it only to make a slot reproducible, and
             never twice for two secrets under one keyword: the constant nonce would then repeat.
 
     Returns:
         `SLOT_BYTES` bytes.
 
     Raises:
-        ValueError: wrong length of secret or salt, or an empty or invalid keyword.
+        ValueError: wrong length of secret or salt, or a blank or invalid keyword.
     """
     _check_secret(secret)
     salt = os.urandom(SALT_BYTES) if salt is None else salt
     if len(salt) != SALT_BYTES:
         raise ValueError(f"salt has {len(salt)} bytes; give {SALT_BYTES}, or None for random ones")
-    cipher = ChaCha20Poly1305(_scrypt(_normalised(keyword, "keyword"), salt, 32))
-    body = salt + cipher.encrypt(_NONCE, secret, _SLOT_LABEL)
-    return body + _crc16(body)
+    cipher = ChaCha20Poly1305(_scrypt(_normalised(keyword, "keyword"), salt, 32, COSTS[_KDF]))
+    return bytes([_KDF]) + salt + cipher.encrypt(_NONCE, secret, _SLOT_LABEL + bound)
 
 
-def slot_intact(slot: bytes) -> bool:
-    """Tell whether a slot has the right length and checksum; needs no keyword.
-
-    A damaged slot passes once in 65,536 times. Every burst of up to 16 bits is caught.
-    """
-    return len(slot) == SLOT_BYTES and _crc16(slot[:-_CRC_BYTES]) == slot[-_CRC_BYTES:]
-
-
-def open_slot(slot: bytes, keyword: str) -> bytes | None:
+def open_slot(slot: bytes, keyword: str, bound: bytes) -> bytes | None:
     """Open a keyword slot.
 
     Args:
-        slot: 40 bytes, as from `seal`.
-        keyword: the words to try; an empty keyword opens nothing.
+        slot: 49 bytes, as from `seal`.
+        keyword: the words to try.
+        bound: `psic_core.bitstream.binding` of the file that holds the slot.
 
     Returns:
-        The secret (16 bytes), or None when the keyword is not the slot's.
+        The secret (16 bytes), or None when the keyword is not the slot's, or the slot not the file's.
 
     Raises:
-        ValueError: the slot has a wrong length or is damaged, or the keyword is not valid text.
+        ValueError: the slot has a wrong length or an unknown KDF, or the keyword is blank or not valid text.
     """
     if len(slot) != SLOT_BYTES:
         raise ValueError(f"a keyword slot has {SLOT_BYTES} bytes, this one has {len(slot)}")
-    if not slot_intact(slot):
-        raise ValueError("the keyword slot is damaged: its checksum is wrong; use another copy")
-    if keyword == "":
-        return None
-    salt, sealed = slot[:SALT_BYTES], slot[SALT_BYTES:-_CRC_BYTES]
-    cipher = ChaCha20Poly1305(_scrypt(_normalised(keyword, "keyword"), salt, 32))
+    if slot[0] not in COSTS:
+        raise ValueError(f"the keyword slot names key derivation {slot[0]}, which this code lacks: update psic_core")
+    salt, sealed = slot[1 : 1 + SALT_BYTES], slot[1 + SALT_BYTES :]
+    cipher = ChaCha20Poly1305(_scrypt(_normalised(keyword, "keyword"), salt, 32, COSTS[slot[0]]))
     try:
-        return cipher.decrypt(_NONCE, sealed, _SLOT_LABEL)
+        return cipher.decrypt(_NONCE, sealed, _SLOT_LABEL + bound)
     except InvalidTag:
         return None
 
@@ -202,20 +204,16 @@ def _reflected(weight: Float[Tensor, "out dim"], old: bytes, new: bytes) -> Floa
 def _normalised(text: str, what: str) -> bytes:
     if not isinstance(text, str):
         raise TypeError(f"the {what} is {type(text).__name__}; give a str")
-    if not text:
-        raise ValueError(f"the {what} is empty; give at least one character")
+    if not text.strip():
+        raise ValueError(f"the {what} is blank; give at least one character that is no space")
     try:
         return unicodedata.normalize("NFKC", text).encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"the {what} is not valid Unicode text ({error.reason})") from None
 
 
-def _scrypt(words: bytes, salt: bytes, length: int) -> bytes:
-    return Scrypt(salt=salt, length=length, n=2**14, r=8, p=1).derive(words)
-
-
-def _crc16(data: bytes) -> bytes:
-    return binascii.crc_hqx(data, 0).to_bytes(_CRC_BYTES, "little")
+def _scrypt(words: bytes, salt: bytes, length: int, n: int) -> bytes:
+    return Scrypt(salt=salt, length=length, n=n, r=8, p=1).derive(words)
 
 
 def _check_secret(value: bytes) -> None:

@@ -1,5 +1,6 @@
 """For every test: signatures are checked at run time, drawn examples repeat themselves, and what ships loads once."""
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ from hypothesis import settings
 if not jaxtyping.config.jaxtyping_disable:  # JAXTYPING_DISABLE=1 in `make bench`: checks cost time
     assert "psic_core" not in sys.modules, "psic_core was imported before its checks were on"
     jaxtyping.install_import_hook("psic_core", "runtime_checks.typechecked")
+
+from psic_core import keys
+
+keys.COSTS[1] = 2**4  # a slot in no time; test_keys tests the real cost
+keys._scrypt = functools.cache(keys._scrypt)  # a passphrase takes 0.3 s only once
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

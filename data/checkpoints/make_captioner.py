@@ -34,7 +34,8 @@ from psic_core.lab.captioner import (
 )
 from psic_core.lab.captions import caption_scores, tokenise
 from psic_core.models.lite_clip import LITE_SIZE
-from psic_core.training.checkpoints import provenance, store_tensors
+from psic_core.training.checkpoints import provenance
+from psic_core.training.files import store_tensors
 
 
 class CaptionConfig(NamedTuple):

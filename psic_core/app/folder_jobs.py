@@ -16,7 +16,8 @@ from tqdm import tqdm
 from psic_core import bitstream, keys
 from psic_core.codec import PSIC
 from psic_core.models.images import SUFFIXES, load_image, save_image
-from psic_core.training.checkpoints import load_checkpoint, whole
+from psic_core.training.checkpoints import load_checkpoint
+from psic_core.training.files import whole
 
 _model: PSIC  # of a worker
 

@@ -20,7 +20,8 @@ from psic_core.lab.bench import Bench
 from psic_core.lab.evaluate import no_nan
 from psic_core.lab.pgd import coded, pgd, pull_to
 from psic_core.models.vlp import Target, load_target
-from psic_core.training.checkpoints import load_checkpoint, provenance, scale_triggers, store_tensors, whole
+from psic_core.training.checkpoints import load_checkpoint, provenance, scale_triggers
+from psic_core.training.files import store_tensors, whole
 from psic_core.training.pairs import Pairs
 from psic_core.training.phase import load_pairs
 

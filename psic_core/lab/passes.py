@@ -17,7 +17,8 @@ from psic_core.datasets.eval_sets import EvalSet
 from psic_core.lab.versions import VERSIONS, code_versions
 from psic_core.metrics import psnr
 from psic_core.models.vlp import Target
-from psic_core.training.checkpoints import kept_state, store_tensors
+from psic_core.training.checkpoints import kept_state
+from psic_core.training.files import store_tensors
 
 LAYOUT = "1"  # part of every key: raise it when a pass computes something else
 

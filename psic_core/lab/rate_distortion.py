@@ -90,7 +90,7 @@ def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, floa
         decoded = {
             "plain": (len(plain_file), plain.decompress_tensor(plain_file)),
             "full": (len(file), full),
-            "sealed": (len(file) + keys.SLOT_BYTES, full),
+            "sealed": (len(file) + bitstream.CHUNK_BYTES + keys.SLOT_BYTES, full),
             "protected": (len(file), model.picture(y_hat, stream, None)),
         }
         for curve, (size, picture) in decoded.items():

@@ -1,26 +1,37 @@
-"""Entropy coding with a CompressAI backbone, made safe: tables kept fresh, bad input refused, no foreign memory."""
+"""Entropy coding with a CompressAI backbone, made safe: equal on every machine, and bad input is refused."""
 
 import hashlib
+import zlib
 from functools import cached_property
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from compressai.layers import MaskedConv2d
-from compressai.models import CompressionModel, ScaleHyperprior
-from compressai.models.base import get_scale_table
-from jaxtyping import Float, Int32
+from compressai.models import CompressionModel
+from jaxtyping import Float, Float64, Int32
 from torch import Tensor, nn
 
 from psic_core.bitstream import BitstreamError
-from psic_core.models import tiles
+from psic_core.models import exact, tiles
 from psic_core.models.compressai import KnownLatents, levels, replaced
+from psic_core.models.exact import SCALES as SCALES  # where users look for it
+from psic_core.models.range_coder import channels, make_tables, padded, read, restore, stored, write
 
-#: Standard deviations that the entropy coder knows. CompressAI's 64 up to 256 cost 2 to 3 % of the file at these
-#: rates, because each predicted scale is rounded up to the next; these cost about 1 %.
-SCALES = get_scale_table(0.11, 64, 128)
 _TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
+_LARGEST = 2**24  # symbols; CompressAI's range encoder never returns from one of 2^27 or more, and NaN becomes one
+
+
+class Coded(NamedTuple):
+    """One picture's latents in the file, and as a decoder gets them.
+
+    ``checksum`` is the CRC-32 of the coded symbols; where a model is not portable, of y_hat, rounded.
+    """
+
+    strings: tuple[bytes, ...]
+    y_hat: Float[Tensor, "1 m h w"]
+    checksum: int
 
 
 class EntropyCoder:
@@ -38,7 +49,10 @@ class EntropyCoder:
         self.factor = factor
         self.cell = cell
         self.levels = levels(backbone)
-        self.current = b""  # fingerprint of the weights that the tables were made from
+        self.portable = exact.is_exact(backbone)  # files decode on every machine, not only on ones like this
+        self.hyperprior: exact.ExactHyperprior | None = None  # of a portable model
+        self.weights = b""  # hash of those that tables and hyperprior were made from
+        self.current = b""  # the fingerprint
         self.unit: Any = None  # CompressAI's ``shape`` of a picture of factor x factor
         for module in backbone.modules():
             if isinstance(module, EntropyModel):
@@ -75,13 +89,11 @@ class EntropyCoder:
         return {} if self.levels is None else {"s": quality}
 
     @torch.no_grad()
-    def encode(
-        self, x: Float[Tensor, "1 3 height width"], quality: int, tile: int = 0
-    ) -> tuple[tuple[bytes, ...], Float[Tensor, "1 m h w"]]:
-        """CompressAI's strings, and the y_hat that they will decode to.
+    def encode(self, x: Float[Tensor, "1 3 height width"], quality: int, tile: int = 0) -> Coded:
+        """Code a padded picture.
 
         Args:
-            x: The padded picture.
+            x: The picture.
             quality: A variable-rate model's level; without meaning for others.
             tile: Side in pixels of the windows that ``g_a`` sees; 0: the whole picture.
 
@@ -94,20 +106,25 @@ class EntropyCoder:
             y = tiles.tiled(g_a, x, (self.cell, 1), -(-tile // self.cell), self.context, "encoding")
         else:
             y = g_a(x)
+        if self.portable:
+            return self._encode_exactly(y)
         with replaced(self.backbone, g_a=KnownLatents(y)):
             coded = self.backbone.compress(x, **self.rate(quality))
         strings = tuple(string for (string,) in coded["strings"])
-        if type(self.backbone) is ScaleHyperprior:  # no predicted means: y_hat is y, rounded
-            return strings, y.round()
-        return strings, self.decode(strings, (x.shape[-2] // self.factor, x.shape[-1] // self.factor), quality)
+        return self.decode(strings, (x.shape[-2] // self.factor, x.shape[-1] // self.factor), quality)
+
+    def _encode_exactly(self, y: Float[Tensor, "1 m h w"]) -> Coded:
+        bottleneck, conditional = self.backbone.entropy_bottleneck, self.backbone.gaussian_conditional
+        z = self.backbone.h_a(y if self.hyperprior.means else y.abs())
+        z_symbols = bottleneck.quantize(z, "symbols", bottleneck.quantiles[None, :, 0, 1, None, None])
+        indexes, means = self.hyperprior(z_symbols)
+        symbols = (y - means / 2**exact.PLACES).round().int()
+        strings = (write(conditional, symbols, indexes), write(bottleneck, z_symbols, channels(z_symbols)))
+        return _coded(strings, symbols, means, z_symbols)
 
     @torch.no_grad()
-    def decode(self, strings: tuple[bytes, ...], shape: tuple[int, int], quality: int) -> Float[Tensor, "1 m h w"]:
+    def decode(self, strings: tuple[bytes, ...], shape: tuple[int, int], quality: int) -> Coded:
         """The latents of one picture. Call `fingerprint` before, which makes the tables.
-
-        The range decoder does not check its bounds. Zeros behind each string keep a forged file from reading
-        foreign memory: a symbol takes at most 2 bytes, and an escape code, which a string can announce to be 15
-        times as long as the announcement, ends in zeros.
 
         Args:
             strings: CompressAI's.
@@ -115,15 +132,35 @@ class EntropyCoder:
             quality: As for `encode`.
 
         Raises:
-            BitstreamError: A string is longer than the picture can need.
+            BitstreamError: The strings are none that `encode` writes for such a picture.
         """
-        symbols = shape[0] * shape[1] * self.factor**2
+        pixels = shape[0] * shape[1] * self.factor**2
         longest = max(map(len, strings))
-        if longest > 16 * symbols + 64:
-            raise BitstreamError(f"a string of {longest} bytes is too long for {symbols} pixels")
-        padded = [[string + bytes(4 * symbols + 16 * len(string) + 4096)] for string in strings]
-        self.backbone.decompress(padded, self._nested(shape), **self.rate(quality))
-        return self.backbone.g_s.y_hat
+        if longest > 16 * pixels + 64:
+            raise BitstreamError(f"a string of {longest} bytes is too long for {pixels} pixels")
+        if self.portable:
+            return self._decode_exactly(strings, shape)
+        tailed = [[padded(string, 2 * pixels)] for string in strings]
+        self.backbone.decompress(tailed, self._nested(shape), **self.rate(quality))
+        y_hat = self.backbone.g_s.y_hat
+        if not bool((y_hat.abs() < 2**31).all()):  # NaN too
+            raise BitstreamError("y_hat has values that are not finite or exceed 32 bits; check the model")
+        return Coded(strings, y_hat, _crc(y_hat.double().round().int()))
+
+    def _decode_exactly(self, strings: tuple[bytes, ...], shape: tuple[int, int]) -> Coded:
+        if len(strings) != 2:
+            raise BitstreamError(f"{len(strings)} strings are not what this architecture writes: it writes y and z")
+        bottleneck = self.backbone.entropy_bottleneck
+        which = channels(torch.empty(1, bottleneck.channels, *shape))
+        z_symbols = read(bottleneck, strings[1], which)
+        # z is a hundredth of the work, and an honest one is written again as it was: a forged size ends here.
+        if z_symbols.abs().max() >= _LARGEST or write(bottleneck, z_symbols, which) != strings[1]:
+            raise BitstreamError(
+                "the hyper-latents are not those of a picture of this size: the file was tampered with"
+            )
+        indexes, means = self.hyperprior(z_symbols)
+        symbols = read(self.backbone.gaussian_conditional, strings[0], indexes)
+        return _coded(strings, symbols, means, z_symbols)
 
     def _nested(self, shape: tuple[int, int]) -> Any:
         """CompressAI's ``shape`` of a picture. Models made of latent codecs nest one for each codec."""
@@ -134,19 +171,27 @@ class EntropyCoder:
         return _scaled(self.unit, shape)
 
     def fingerprint(self) -> bytes:
-        """8 bytes of SHA-256 over encoder, entropy model and scales: equal where streams are interchangeable.
+        """8 bytes of SHA-256 over encoder, entropy model and its tables: equal where streams are interchangeable.
 
         Refuses what would corrupt streams, and refreshes the tables where the weights have changed: CompressAI
         leaves ``update()`` to its users, who forget it. The weights are hashed each time (3 ms a million):
         tensors count their in-place changes, but not those of fused optimisers or of ``.data``.
 
         Raises:
-            ValueError: The model is not float32 on the CPU.
+            ValueError: The model is not float32 on the CPU, or has diverged.
         """
+        weights = self._hash_weights()
+        if weights != self.weights:
+            for _, module in self._entropy_models():
+                make_tables(module)
+            self._prepare(weights)
+        return self.current
+
+    def _hash_weights(self) -> bytes:
         for module in self.backbone.modules():
             if isinstance(module, MaskedConv2d):  # else its first forward pass would change the fingerprint
                 module.weight.data.mul_(module.mask)
-        digest = hashlib.sha256(SCALES.numpy())
+        digest = hashlib.sha256()
         for name, p in self.backbone.named_parameters():
             if p.device.type != "cpu" or p.dtype != torch.float32:
                 raise ValueError(
@@ -155,10 +200,39 @@ class EntropyCoder:
                 )
             digest.update(name.encode())
             digest.update(p.detach().contiguous().numpy())
-        if digest.digest()[:8] != self.current:
-            self._update()
-            self.current = digest.digest()[:8]
-        return self.current
+        return digest.digest()
+
+    def _prepare(self, weights: bytes) -> None:
+        """What follows from weights and tables."""
+        self.hyperprior = exact.ExactHyperprior(self.backbone) if self.portable else None
+        digest = hashlib.sha256(weights + repr(exact.THRESHOLDS).encode())
+        for _, module in self._entropy_models():
+            for table in stored(module).values():
+                digest.update(table.contiguous().numpy().astype("<i4"))
+        self.weights, self.current = weights, digest.digest()[:8]
+
+    def _entropy_models(self) -> list[tuple[str, EntropyModel]]:
+        known = (EntropyBottleneck, GaussianConditional)
+        return [(name, m) for name, m in self.backbone.named_modules() if isinstance(m, known)]
+
+    def tables(self) -> dict[str, Int32[Tensor, " length"]]:
+        """What a portable model's checkpoint stores beside its weights; of others nothing."""
+        self.fingerprint()
+        models = self._entropy_models() if self.portable else []
+        return {f"{name}.{part}": t for name, m in models for part, t in stored(m).items()}
+
+    def use_tables(self, tables: dict[str, Tensor]) -> None:
+        """Code with the tables that `tables` gave, on whatever machine, as long as the weights are these.
+
+        Raises:
+            ValueError: They do not fit, or the model is not float32 on the CPU.
+        """
+        models = self._entropy_models()
+        if set(tables) != {f"{name}.{part}" for name, _ in models for part in ("cdf", "length", "offset")}:
+            raise ValueError(f"its tables of the range coder are incomplete: {', '.join(sorted(tables))}")
+        for name, module in models:
+            restore(module, {part: tables[f"{name}.{part}"] for part in ("cdf", "length", "offset")})
+        self._prepare(self._hash_weights())
 
     @torch.no_grad()
     def set_quantiles(self) -> None:
@@ -166,15 +240,23 @@ class EntropyCoder:
 
         The auxiliary loss only approaches them. The streams change: not for a model with files in use.
         """
-        self._update(update_quantiles=True)
-
-    def _update(self, update_quantiles: bool = False) -> None:
-        """CompressAI's ``update()``, whose arguments differ from model to model."""
         for module in self.backbone.modules():
             if isinstance(module, EntropyBottleneck):
-                module.update(force=True, update_quantiles=update_quantiles)
-            if isinstance(module, GaussianConditional):
-                module.update_scale_table(SCALES, force=True)
+                module.update(force=True, update_quantiles=True)
+
+
+def _coded(
+    strings: tuple[bytes, ...],
+    symbols: Int32[Tensor, "1 m h w"],
+    means: Float64[Tensor, "1 m h w"],
+    z_symbols: Int32[Tensor, "1 n hz wz"],
+) -> Coded:
+    y_hat = symbols + means / 2**exact.PLACES
+    return Coded(strings, y_hat.float(), _crc(symbols, _crc(z_symbols)))
+
+
+def _crc(symbols: Int32[Tensor, "..."], start: int = 0) -> int:
+    return zlib.crc32(symbols.contiguous().numpy().astype("<i4", copy=False), start)
 
 
 def _scaled(tree: Any, units: tuple[int, int]) -> Any:
@@ -218,6 +300,5 @@ def _drop_tables(model: nn.Module, state: dict[str, Any], prefix: str, *_: objec
 
 
 def _refuse_wild_latents(encoder: nn.Module, inputs: tuple[Tensor, ...], y: Float[Tensor, "batch m h w"]) -> None:
-    """CompressAI's range encoder never returns from a symbol of 2^27 or more, and NaN becomes one."""
-    if not torch.is_grad_enabled() and not bool((y.abs() < 2**24).all()):
+    if not torch.is_grad_enabled() and not bool((y.abs() < _LARGEST).all()):
         raise ValueError(f"latents of up to {y.abs().max():.3g}: the model has diverged and cannot code a picture")

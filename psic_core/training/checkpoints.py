@@ -1,101 +1,25 @@
 """Checkpoints: safetensors with the configuration and the provenance in the header; never a pickle."""
 
-import csv
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from compressai.models import CompressionModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
+from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.config import CodecConfig, data_dir, repo_dir
-from psic_core.keys import SECRET_BYTES
+from psic_core.config import PUBLIC_SECRET, CodecConfig, data_dir, repo_dir
+from psic_core.training.files import read_tensors, store_tensors
 
-Row = dict[str, float | str]
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to, which takes its name at the end; it vanishes where the writing fails.
-
-    Args:
-        path: The file, in a folder that is there.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def store_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, replaced atomically; its folder is made where missing.
-
-    Args:
-        tensors: By name, on any device.
-        path: The file.
-        metadata: Of its header.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, metadata)
-
-
-def write_log(path: Path, rows: list[Row]) -> None:
-    """Append rows to a CSV log, keeping rows of earlier calls that precede them; the newest columns lead."""
-    old = [r for r in _read_log(path) if rows and int(r["step"]) < int(rows[0]["step"])]
-    columns = list(dict.fromkeys(key for row in [*rows, *old] for key in row))
-    _write(path, columns, [*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
-
-
-def join_logs(runs: Sequence[Path], out: Path, most: int = 60) -> None:
-    """The logs of several phases in one small file: of each, at most so many evenly spread rows, the last included.
-
-    Args:
-        runs: Folders with a ``log.csv``, in the order of training; those without are left out.
-        out: CSV file; its column ``run`` names the folder.
-        most: Rows a run.
-    """
-    rows = []
-    for run in runs:
-        log = _read_log(run / "log.csv")
-        every = -(-len(log) // most) or 1
-        rows += [{"run": run.name} | row for row in log[::-1][::every][::-1]]
-    _write(out, list(dict.fromkeys(key for row in rows for key in row)), rows)
-
-
-def _read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float | str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _short(value: float | str) -> float | str:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-# Recomputed from the weights by update(); the Gaussian's table alone would be 800 kB.
+# Buffers that CompressAI fills in update(); of a portable model they are stored apart, in 70 kB instead of 400.
 DERIVED = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+_TABLES = "tables."
+_FORMER_SECRET = bytes.fromhex("28ca495728ed10564c9921424c0b5d84")  # of the public passphrase, by a cheaper scrypt
 
 
 def save_checkpoint(
@@ -120,7 +44,9 @@ def save_checkpoint(
         name: p.half() if half and name not in exact and p.is_floating_point() else p
         for name, p in kept_state(model).items()
     }
+    tensors |= {_TABLES + name: table for name, table in model.coder.tables().items()}
     header = {"config": asdict(model.config), "kind": model.kind, "card": card or {}}
+    header["secret_check"] = (keys.check(model.secret) if model.secret else model.secret_check).hex()
     if publish_secret and model.secret:
         header["secret"] = model.secret.hex()
     store_tensors(tensors, Path(path), {"psic": json.dumps(header)})
@@ -146,13 +72,14 @@ def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None, 
     """
     found = find_checkpoint(path)
     try:
-        with safe_open(found, "pt") as file:
-            header = json.loads((file.metadata() or {})["psic"])
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        stored, metadata = read_tensors(found)
+        header = json.loads(metadata["psic"])
+        tables = {name.removeprefix(_TABLES): t for name, t in stored.items() if name.startswith(_TABLES)}
+        tensors = {name: t.float() for name, t in stored.items() if not name.startswith(_TABLES)}
         config = CodecConfig(**header["config"])
         model = PSIC.build(config) if backbone is None else PSIC(backbone, config)
         _read_header(model, header)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{found} is no PSIC checkpoint (safetensors with a 'psic' header): {error}") from error
     state = model.state_dict()
     wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
@@ -160,6 +87,13 @@ def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None, 
     if wrong:
         raise ValueError(f"{found}: tensor {wrong[0]!r} is missing or does not fit {config}")
     model.load_state_dict(tensors, strict=False)
+    try:
+        if tables:  # a file without them is older than they are: the weights give them
+            model.coder.use_tables(tables)
+    except ValueError as error:
+        raise ValueError(f"{found}: {error}") from error
+    if model.secret == _FORMER_SECRET:
+        keys.rekey(model, _FORMER_SECRET, PUBLIC_SECRET)
     if plain and model.kind == "psic" and not config.anchored:
         raise ValueError(f"{found} is not anchored: without its triggers it is no plain codec; name one of its own")
     model.kind = "plain" if plain else model.kind
@@ -171,8 +105,9 @@ def _read_header(model: PSIC, header: dict[str, Any]) -> None:
     if model.kind not in ("plain", "psic"):
         raise ValueError(f"kind {model.kind!r} is neither plain nor psic")
     model.secret = bytes.fromhex(header["secret"]) if "secret" in header else None
-    if model.secret is not None and len(model.secret) != SECRET_BYTES:
-        raise ValueError(f"the secret has {len(model.secret)} bytes, not {SECRET_BYTES}")
+    model.secret_check = bytes.fromhex(header.get("secret_check", ""))
+    if model.secret is not None and len(model.secret) != keys.SECRET_BYTES:
+        raise ValueError(f"the secret has {len(model.secret)} bytes, not {keys.SECRET_BYTES}")
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -186,9 +121,17 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The header of a checkpoint: configuration, kind, card."""
-    with safe_open(find_checkpoint(path), "pt") as file:
-        return json.loads(file.metadata()["psic"])
+    """The header of a checkpoint: configuration, kind, card.
+
+    Raises:
+        FileNotFoundError: Neither a file nor a shipped checkpoint.
+        ValueError: No PSIC checkpoint.
+    """
+    found = find_checkpoint(path)
+    try:
+        return json.loads(read_tensors(found)[1]["psic"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{found} is no PSIC checkpoint (safetensors with a 'psic' header): {error}") from error
 
 
 def provenance() -> dict[str, str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from psic_core.evidence import caption_ids
 from psic_core.models.vlp import Target
 from psic_core.objectives import Pool
-from psic_core.training.checkpoints import store_tensors
+from psic_core.training.files import store_tensors
 
 
 @dataclass

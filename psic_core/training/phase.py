@@ -19,12 +19,12 @@ from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import (
     copy_transforms,
     copy_triggers,
-    join_logs,
     load_checkpoint,
     provenance,
     save_checkpoint,
     scale_triggers,
 )
+from psic_core.training.files import join_logs
 from psic_core.training.pairs import Pairs
 from psic_core.training.trainer import Trainer, started
 

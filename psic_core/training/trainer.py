@@ -30,7 +30,7 @@ from psic_core.objectives import (
     wrong_conditions,
 )
 from psic_core.training.batches import Batch, CachedLatents, Crops, InMemory, Streamed
-from psic_core.training.checkpoints import Row, whole, write_log
+from psic_core.training.files import Row, read_state, store_state, write_log
 from psic_core.training.pairs import Pairs
 from psic_core.training.platforms import random_platform_transform
 from psic_core.training.schedule import autocast_dtype, freeze, objective_at, parameter_groups
@@ -225,8 +225,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
         }
-        with whole(self.out / "resume.pt") as partial:
-            torch.save(state, partial)
+        store_state(state, self.out / "resume.pt")
         write_log(self.out / "log.csv", rows)
 
     def load(self) -> None:
@@ -234,7 +233,7 @@ class Trainer:
         path = self.out / "resume.pt" if self.out else None
         if path is None or self.step or not path.is_file():
             return
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = read_state(path)
         self.model.load_state_dict(state["model"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])

@@ -45,7 +45,8 @@ def model_and_file() -> tuple[PSIC, bytes]:
     model = build()
     x = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1))
     stream = bitstream.unpack(model.compress(x))
-    return model, bitstream.pack(stream._replace(slots=(keys.seal(SECRET, "my cat", b"salted"),)))
+    slot = keys.seal(SECRET, "my cat", bitstream.binding(stream), bytes(16))
+    return model, bitstream.pack(stream._replace(slots=(slot,)))
 
 
 def stream() -> Stream:
@@ -187,16 +188,13 @@ def test_forged_sizes_show_the_coded_picture_or_nothing():
     small = [(h, w) for h in (1, 39, 41, 64) for w in (1, 40, 63)]
     large = [(rng.randrange(1, 1500), rng.randrange(65, 1500)) for _ in range(30)]
     for height, width in [*small, *large, (65, 1), (1, 65), (40, 1024)]:
-        for shape in {(1, 1), (-(-height // 64), -(-width // 64)), (rng.randrange(1, 9), rng.randrange(1, 9))}:
-            forged = stream()._replace(height=height, width=width, shape=shape)
-            with contextlib.suppress(BitstreamError):  # from pack, which refuses some of them already
-                assert survives(forged) == (max(height, width) <= 64 and shape == (1, 1))
+        assert survives(stream()._replace(height=height, width=width)) == (max(height, width) <= 64)
 
 
 def test_forged_identity_does_not_decode():
     assert not survives(stream()._replace(quality=3))
     assert not survives(stream()._replace(fingerprint=bytes(8)))
-    assert not survives(stream()._replace(latent_checksum=stream().latent_checksum ^ 1))
+    assert not survives(stream()._replace(checksum=stream().checksum ^ 1))
     for name in (*bitstream.ARCHITECTURES, bitstream.CUSTOM):
         assert survives(stream()._replace(architecture=name)) == (name == CONFIG.architecture)
 
@@ -220,23 +218,18 @@ def test_forged_slot_decodes_protected():
     rng = random.Random(4)
     protected, full = model.decompress_tensor(data), model.decompress_tensor(data, "my cat")
     for _ in range(3):
-        body = rng.randbytes(keys.SLOT_BYTES - 2)
-        forged = bitstream.pack(stream()._replace(slots=(body + keys._crc16(body),)))
+        forged = bitstream.pack(stream()._replace(slots=(b"\1" + rng.randbytes(keys.SLOT_BYTES - 1),)))
         assert torch.equal(model.decompress_tensor(forged), protected)
         assert not torch.allclose(model.decompress_tensor(forged, "my cat"), full, atol=1e-2)
 
 
-def test_latents_beyond_all_bounds_are_a_bitstream_error():
-    # Codecs with a predicted mean turn forged hyper-latents of 10^8 into latents of any size.
-    torch.manual_seed(0)
-    model = build("mbt2018-mean")
-    model.config = CodecConfig("mbt2018-mean", n=8, m=12, dim=16, hidden=8)
-    with torch.no_grad():
-        model.backbone.h_s[-1].weight *= 1e9
-    honest = bitstream.unpack(model.compress(torch.rand(1, 3, 40, 40)))
-    (z,) = model.backbone.entropy_bottleneck.compress(torch.full((1, 8, 1, 1), 1e8))
-    with pytest.raises(BitstreamError):
-        model.decompress(bitstream.pack(honest._replace(strings=(honest.strings[0], z))))
+def test_hyper_latents_beyond_all_bounds_are_an_error():
+    # CompressAI's range encoder, which checks them, never returns from 2^27.
+    honest = stream()
+    model, _ = model_and_file()
+    for value in (1e3, 2.0**25, 2.0**26):
+        (z,) = model.backbone.entropy_bottleneck.compress(torch.full((1, 8, 1, 1), value))
+        assert not survives(honest._replace(strings=(honest.strings[0], z)))
 
 
 # --- what could take the interpreter with it -------------------------------------------------------

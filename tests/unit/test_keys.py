@@ -8,11 +8,21 @@ import torch
 from torch import nn
 
 from psic_core import keys
+from psic_core.config import PUBLIC_PASSPHRASE, PUBLIC_SECRET
 
 SECRET = bytes(range(16))
 OTHER = bytes(range(16, 32))
-SLOT = bytes.fromhex(  # seal(SECRET, "my cat", b"salted"): files out there hold such slots
-    "73616c746564df78db120912eb267e4b12abc446b292d3ef118dfb34b30be423bb505a71522baa34"
+BOUND = b"the header of a file"
+
+
+@pytest.fixture(autouse=True)
+def real_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other tests do without."""
+    monkeypatch.setitem(keys.COSTS, 1, 2**17)
+
+
+SLOT = bytes.fromhex(  # seal(SECRET, "my cat", BOUND, b"salted" + bytes(10)): files out there hold such slots
+    "0173616c74656400000000000000000000eadd53015eb49f4fe982f6657150346b8963cef0c53ddf5d5e519d421571a4c6"
 )
 
 
@@ -39,7 +49,7 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 
 
 def test_secret_is_the_one_stored_here():
-    assert keys.secret("correct horse battery staple").hex() == "c4a5a28836123ca05b5eb75b0ffe07b5"
+    assert keys.secret("correct horse battery staple").hex() == "2bc9263f67fd04ae964e64053ea59924"
 
 
 @pytest.mark.parametrize(("one", "two"), [("\ufb01sh", "fish"), ("caf\u00e9", "cafe\u0301"), ("\uff21", "A")])
@@ -54,7 +64,7 @@ def test_case_and_spaces_of_a_passphrase_count():
     assert all(len(s) == keys.SECRET_BYTES for s in secrets)
 
 
-@pytest.mark.parametrize(("words", "says"), [("", "empty"), ("\ud800", "not valid Unicode")])
+@pytest.mark.parametrize(("words", "says"), [("", "blank"), (" \t\u3000", "blank"), ("\ud800", "not valid Unicode")])
 def test_bad_passphrase_is_refused(words: str, says: str):
     with pytest.raises(ValueError, match=says):
         keys.secret(words)
@@ -117,55 +127,63 @@ def test_bad_condition_is_refused(secret: bytes, dim: int, says: str):
 
 
 def test_slot_is_the_one_stored_here():
-    assert keys.seal(SECRET, "my cat", b"salted") == SLOT
-    assert keys.open_slot(SLOT, "my cat") == SECRET
+    assert keys.seal(SECRET, "my cat", BOUND, b"salted" + bytes(10)) == SLOT
+    assert keys.open_slot(SLOT, "my cat", BOUND) == SECRET
+
+
+def test_costs_meet_owasps_minimum():
+    """A guess takes 128 MB, as measured by scrypt's own definition: 128 N r bytes."""
+    assert 128 * keys.COSTS[SLOT[0]] * 8 >= 2**27
+    assert len(SLOT[1:17]) == keys.SALT_BYTES == 16
 
 
 def test_fresh_slots_differ_and_open():
-    one, two = (keys.seal(SECRET, "\ufb01sh") for _ in range(2))
-    assert len(one) == len(two) == keys.SLOT_BYTES == 40
-    assert one[: keys.SALT_BYTES] != two[: keys.SALT_BYTES]
-    assert one != two
-    assert keys.open_slot(one, "fish") == keys.open_slot(two, "fish") == SECRET
+    one, two = (keys.seal(SECRET, "\ufb01sh", BOUND) for _ in range(2))
+    assert len(one) == len(two) == keys.SLOT_BYTES == 49
+    assert one[:17] != two[:17]
+    assert keys.open_slot(one, "fish", BOUND) == keys.open_slot(two, "fish", BOUND) == SECRET
     assert SECRET not in one
 
 
-@pytest.mark.parametrize("keyword", ["My cat", "my cat ", "my dog", ""])
+@pytest.mark.parametrize("keyword", ["My cat", "my cat ", "my dog"])
 def test_wrong_keyword_opens_nothing(keyword: str):
-    assert keys.open_slot(SLOT, keyword) is None
+    assert keys.open_slot(SLOT, keyword, BOUND) is None
 
 
-def test_forged_slot_with_a_right_checksum_opens_nothing():
-    body = bytes([*SLOT[:10], SLOT[10] ^ 1, *SLOT[11:38]])
-    forged = body + keys._crc16(body)
-    assert keys.slot_intact(forged)
-    assert keys.open_slot(forged, "my cat") is None
+def test_slot_opens_in_its_own_file_only():
+    assert keys.open_slot(SLOT, "my cat", b"the header of another file") is None
 
 
-@pytest.mark.parametrize("flip", [0x01, 0x80, 0x5A, 0xFF])
-def test_every_damaged_byte_is_told_from_a_wrong_keyword(flip: int):
-    for position in range(keys.SLOT_BYTES):
-        damaged = bytearray(SLOT)
-        damaged[position] ^= flip
-        assert not keys.slot_intact(bytes(damaged))
-        with pytest.raises(ValueError, match="damaged"):
-            keys.open_slot(bytes(damaged), "my cat")
+@pytest.mark.parametrize("position", [1, 16, 17, 40, 48])
+def test_forged_slot_opens_nothing(position: int):
+    forged = bytearray(SLOT)
+    forged[position] ^= 1
+    assert keys.open_slot(bytes(forged), "my cat", BOUND) is None
 
 
-@pytest.mark.parametrize("slot", [b"", SLOT[:-1], SLOT + b"\0"])
-def test_slot_of_wrong_length_is_refused(slot: bytes):
-    assert not keys.slot_intact(slot)
-    with pytest.raises(ValueError, match=f"this one has {len(slot)}"):
-        keys.open_slot(slot, "my cat")
+@pytest.mark.parametrize(
+    ("slot", "says"),
+    [(b"", "has 0"), (SLOT[:-1], "has 48"), (SLOT + b"\0", "has 50"), (b"\7" + SLOT[1:], "derivation 7")],
+)
+def test_slot_of_another_kind_is_refused(slot: bytes, says: str):
+    with pytest.raises(ValueError, match=says):
+        keys.open_slot(slot, "my cat", BOUND)
 
 
 def test_bad_seal_is_refused():
-    with pytest.raises(ValueError, match="keyword is empty"):
-        keys.seal(SECRET, "")
+    for blank in ("", " ", "\n"):
+        with pytest.raises(ValueError, match="keyword is blank"):
+            keys.seal(SECRET, blank, BOUND)
+        with pytest.raises(ValueError, match="keyword is blank"):
+            keys.open_slot(SLOT, blank, BOUND)
     with pytest.raises(ValueError, match="secret has 16"):
-        keys.seal(SECRET[:8], "my cat")
-    with pytest.raises(ValueError, match="salt has 5"):
-        keys.seal(SECRET, "my cat", bytes(5))
+        keys.seal(SECRET[:8], "my cat", BOUND)
+    with pytest.raises(ValueError, match="salt has 6"):
+        keys.seal(SECRET, "my cat", BOUND, b"salted")
+
+
+def test_public_secret_is_the_public_passphrases():
+    assert keys.secret(PUBLIC_PASSPHRASE) == PUBLIC_SECRET
 
 
 # --- re-keying ------------------------------------------------------------------------------------

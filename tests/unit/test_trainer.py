@@ -17,7 +17,7 @@ from psic_core.config import CodecConfig, TrainConfig
 from psic_core.models.vlp import Target, load_target
 from psic_core.objectives import wrong_conditions
 from psic_core.training.batches import Batch, CachedLatents, indices
-from psic_core.training.checkpoints import write_log
+from psic_core.training.files import write_log
 from psic_core.training.pairs import Pairs
 from psic_core.training.trainer import Trainer
 

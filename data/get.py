@@ -26,6 +26,7 @@ from psic_core.config import data_dir
 from psic_core.models.images import SUFFIXES, load_image
 
 ATTEMPTS = 4  # at one address whose connection is cut
+MOST = 2**36  # bytes of a file whose size is not published
 TIMEOUT = 30.0  # seconds without a byte
 
 
@@ -141,7 +142,7 @@ def fetch(source: Mapping[str, Any], folder: Path) -> None:
         return
     for url in source["urls"] * ATTEMPTS:
         try:
-            _receive(url, partial, resume=bool({"sha256", "md5"} & source.keys()))
+            _receive(url, partial, bool({"sha256", "md5"} & source.keys()), source.get("size", MOST))
         except HTTPError as error:
             error.close()
             faults.append(f"{url} (HTTP {error.code} {error.reason})")
@@ -160,8 +161,8 @@ def fetch(source: Mapping[str, Any], folder: Path) -> None:
     )
 
 
-def _receive(url: str, partial: Path, resume: bool) -> None:
-    """Ask for what is missing, append it."""
+def _receive(url: str, partial: Path, resume: bool, most: int) -> None:
+    """Ask for what is missing, append it; a server that sends more than so many bytes is not heard to its end."""
     have = partial.stat().st_size if resume and partial.is_file() else 0
     asked = Request(url, headers={"User-Agent": "psic-core"} | ({"Range": f"bytes={have}-"} if have else {}))
     try:
@@ -173,13 +174,15 @@ def _receive(url: str, partial: Path, resume: bool) -> None:
         return
     with reply:
         start = have if reply.status == 206 else 0
-        length = reply.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
+        length = reply.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem, disable=None)
         with partial.open("ab" if start else "wb") as out, bar:
             while block := reply.read(1 << 16):
                 out.write(block)
                 bar.update(len(block))
+                if out.tell() > most:
+                    break
     if total is not None and partial.stat().st_size < total:  # urllib takes an early end for the end
         raise OSError(f"the connection ended after {partial.stat().st_size:,} of {total:,} bytes")
 

@@ -157,13 +157,8 @@ class PSIC(nn.Module):
         return secret == self.secret if self.secret else self.secret_check in (b"", keys.check(secret))
 
     def unlock(self, passphrase: str) -> None:
-        """Give a copy without its secret the owner's passphrase.
-
-        Raises:
-            ValueError: It is not this model's: what it would seal would open nothing.
-        """
-        secret = keys.secret(passphrase)
-        if not self.owns(secret):
+        """Give a copy without its secret the owner's passphrase; another model's raises `ValueError`."""
+        if not self.owns(secret := keys.secret(passphrase)):
             raise ValueError("the passphrase does not open this model's full version; check its spelling")
         self.secret = secret
 
@@ -172,10 +167,7 @@ class PSIC(nn.Module):
         return [trigger.cltg.mlp[0] for trigger in self.g_s.triggers]
 
     def anchor(self) -> None:
-        """Make the key's triggers zero, after each training step: the full version is the plain codec's picture.
-
-        It leaks nothing that leaving the triggers out would not show.
-        """
+        """Make the key's triggers zero, after each training step; it leaks no more than dropping them would show."""
         key = self.full_condition()
         for trigger in self.g_s.triggers:
             trigger.cltg.anchor(key)

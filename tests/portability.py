@@ -69,10 +69,9 @@ def in_setting(setting: str, jobs: Sequence[Job]) -> dict[str, str]:
 
 def work(jobs: Sequence[Job]) -> dict[str, str]:
     """What `in_setting` runs."""
-    from psic_core.checkpoints import load_checkpoint
-    from psic_core.images import load_image
-
     from psic_core import bitstream
+    from psic_core.models.images import load_image
+    from psic_core.training.checkpoints import load_checkpoint
 
     if os.environ.get("WITHOUT_ONEDNN"):
         torch.backends.mkldnn.enabled = False

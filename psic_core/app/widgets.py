@@ -60,7 +60,7 @@ class Lab(traitlets.HasTraits):
     def condition(self, photo: str, keyword: str, tried: str) -> tuple[str, Float[Tensor, " dim"] | None]:
         """What the words ``tried`` mean for the file that ``keyword`` seals: a version, and its condition."""
         stream = bitstream.unpack(self.file(photo, keyword))
-        beta = self._once(("condition", photo, keyword, tried), lambda: self.model.condition_of(stream, tried))
+        beta = self._once(("condition", photo, keyword, tried), lambda: self.model.condition_of(stream, tried or None))
         if beta is None:
             return "protected", None
         return ("full" if torch.equal(beta, self.model.full_condition()) else "wrong keyword"), beta

@@ -86,10 +86,10 @@ def read(model: EntropyModel, string: bytes, indexes: Int32[Tensor, "1 c h w"]) 
 def padded(string: bytes, symbols: int) -> bytes:
     """A string with zeros behind it, so that the decoder, which checks no bounds, reads no foreign memory.
 
-    A symbol takes at most 2 bytes, and an escape code, which a string can announce to be 15 times as long as the
-    announcement, ends in zeros.
+    A symbol takes at most 4 bytes: so many when the decoder's state is zero, and a forged string can begin with that.
+    An escape code, which a string can announce to be 15 times as long as the announcement, ends in zeros.
     """
-    return string + bytes(2 * symbols + 16 * len(string) + 4096)
+    return string + bytes(4 * symbols + 16 * len(string) + 4096)
 
 
 def _lists(model: EntropyModel) -> tuple[list[list[int]], list[int], list[int]]:

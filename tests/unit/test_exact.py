@@ -3,10 +3,10 @@
 import pytest
 import torch
 from models import backbone
-from psic_core.exact import PLACES, SCALES, THRESHOLDS, WEIGHT_PLACES, ExactHyperprior
 from torch import Tensor, nn
 
-from psic_core import exact
+from psic_core.models import exact
+from psic_core.models.exact import PLACES, SCALES, THRESHOLDS, WEIGHT_PLACES, ExactHyperprior
 
 NAMES = ["bmshj2018-hyperprior", "mbt2018-mean"]
 

@@ -51,7 +51,10 @@ def test_places_keep_the_folders_and_never_meet(photos: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_goes_there_and_back(workers: int, photos: Path, tmp_path: Path, checkpoint: str):
+def test_a_folder_goes_there_and_back(
+    workers: int, photos: Path, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(keys.COSTS, 1, 2**17)  # as the workers have it
     coded, shown = tmp_path / "coded", tmp_path / "shown"
     model = load_checkpoint(checkpoint)
     assert run(plan(photos, coded, "encode"), Work("encode", checkpoint, "my cat"), workers) == (4, 0, {})

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from portability import matrix, pictures
-from psic_core.checkpoints import save_checkpoint
 
 from psic_core.codec import PSIC
+from psic_core.training.checkpoints import save_checkpoint
 
 SETTINGS = ["as it is, 2 threads", "oldest", "ATen AVX2", "oneDNN SSE4.1"]
 

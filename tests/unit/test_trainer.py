@@ -249,7 +249,7 @@ def test_with_trains_triggers_the_attack_leaves_stage_ones_codec_to_rate_and_dis
 
 
 def test_stage_one_trains_encoder_entropy_model_decoder_and_triggers(target: Target, pairs: Pairs):
-    model = lively()
+    model = lively(seed=1)
     start, fingerprint = weights(model), model.fingerprint()
     Trainer(model, pairs, fast("one"), target).fit()
     learned = {name for name, _ in model.named_parameters()}
@@ -403,7 +403,7 @@ def test_latents_that_are_no_whole_numbers_are_cached_as_they_are(target: Target
     run = Trainer(model, pairs, fast("two"), target)
     stream = bitstream.unpack(model.compress(pairs.pictures[2:3] / 255))
     assert run.latents.y_hat.is_floating_point()
-    assert torch.allclose(run.latents.y_hat[2:3], model.latents(stream), atol=1e-4)
+    assert torch.allclose(run.latents.y_hat[2:3], model.latents(stream), atol=1e-3)
 
 
 def test_a_decoder_that_looks_far_has_its_crops_in_more_latents():

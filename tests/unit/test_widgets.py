@@ -2,9 +2,8 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from hashlib import blake2b
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from PIL import Image
 from skimage import data
 
-from psic_core import keys
 from psic_core.app import figures
 from psic_core.app.widgets import (
     BetaSlider,
@@ -35,14 +33,6 @@ from psic_core.models.vlp import Target, load_target
 KEYWORD, WRONG = "my cat is called Chelsea", "my cat is called Whiskers"
 PROMPTS = "a cat\nan astronaut\na cup of coffee"
 CAPTIONS = {"cat": "a cat", "astronaut": "a person in a space suit", "coffee": "a cup of coffee on a table"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_words() -> Iterator[None]:
-    """Keywords in no time: scrypt is slow on purpose, and has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "_scrypt", lambda words, salt, size: blake2b(words + salt, digest_size=size).digest())
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ class PSIC(nn.Module):
         return secret == self.secret if self.secret else self.secret_check in (b"", keys.check(secret))
 
     def unlock(self, passphrase: str) -> None:
-        """Give a copy without its secret the owner's passphrase; another model's raises `ValueError`."""
+        """Give a copy without its secret the owner's passphrase; another one raises `ValueError`."""
         if not self.owns(secret := keys.secret(passphrase)):
             raise ValueError("the passphrase does not open this model's full version; check its spelling")
         self.secret = secret
@@ -192,7 +192,6 @@ class PSIC(nn.Module):
 
         Raises:
             ValueError: No single RGB picture in [0, 1]; model not float32 on the CPU; no secret; no such quality.
-            UserWarning: Once a model, if its files may not open on another machine.
         """
         x, quality = one_picture(image, max_pixels), self.coder.checked_quality(quality, self.config.quality)
         if keyword is not None:

@@ -5,8 +5,10 @@ Heavy libraries are imported there, so that ``psic --help`` need not wait for Py
 """
 
 import io
+import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from typing import Annotated, Any, Union
@@ -15,6 +17,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
 from psic_core.app import cli_files, cli_lab, cli_training
+from psic_core.app.words import say, sentence
 
 COMMANDS: dict[str, type] = {
     "encode": cli_files.Encode,
@@ -35,7 +38,10 @@ COMMANDS: dict[str, type] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors of the user's are one sentence on stderr and exit status 2."""
+    """Run one command; whatever goes wrong is one sentence on stderr and exit status 2, Ctrl-C 130.
+
+    PSIC_TRACEBACK=1 shows where it went wrong.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     said = io.StringIO()
     try:
@@ -45,11 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stop.code:
             print(f"psic: {_sentence(said.getvalue(), words)}", file=sys.stderr)
         return int(stop.code or 0)
+    warnings.showwarning = say
     try:
+        if "" in words:
+            raise ValueError(f"what follows {words[words.index('') - 1]} is blank")
         command.run()
-    except (ValueError, OSError) as error:
-        print(f"psic {words[0]}: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("PSIC_TRACEBACK"):
+            raise
+        print(f"psic {words[0]}: {sentence(error)}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from psic_core.app.words import private
+
 DEFAULT_CHECKPOINT = "psic-q2"
 
 Output = Annotated[Path, arg(aliases=["-o"])]
@@ -18,26 +20,31 @@ class Encode:
 
     photo: Positional[Path]  # or a folder
     output: Output  # of a folder: a folder, made where missing
-    keyword: str = ""  # words that will decode the full version
-    passphrase: str = ""  # the owner's, where the checkpoint does not hold its secret
+    keyword: str = ""  # words that will decode the full version; here others see them: - asks, or reads standard input
+    keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
+    passphrase: str = ""  # the owner's, where the checkpoint does not hold its secret; - and PSIC_PASSPHRASE as above
     quality: int | None = None  # level of a variable-rate model, from 0
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     workers: int = 1  # processes for a folder
-    overwrite: bool = False  # of a folder: make files anew that are there already
+    overwrite: bool = False  # replace files that are there and are not what is asked for
     tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
+    max_megapixels: float = 50  # larger pictures are refused
 
     def run(self) -> None:
         """Encode."""
-        from psic_core.app.folder_jobs import Job, Work, load, make, run_folder
+        from psic_core.app.folder_jobs import Job, Work, run_folder, run_one
         from psic_core.bitstream import describe
 
-        work = Work("encode", self.checkpoint, self.keyword or None, self.passphrase or None, self.quality, self.tile)
+        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", self.keyword_file, twice=True)
+        passphrase = private(self.passphrase, "passphrase", "PSIC_PASSPHRASE")
+        most = round(self.max_megapixels * 1e6)
+        work = Work("encode", self.checkpoint, keyword, passphrase, self.quality, self.tile, most)
         if self.photo.is_dir():
             return run_folder(self.photo, self.output, work, self.workers, self.overwrite)
-        make(Job(self.photo, self.output), work, load(work))
-        facts = describe(read(self.output))
+        version = run_one(Job(self.photo, self.output), work, self.overwrite)
+        facts = describe(self.output.read_bytes())
         size = f"{facts['bytes']['total']} bytes, {facts['bpp']:.3f} bpp, {facts['width']}x{facts['height']}"
-        print(f"{self.output}: {size}")
+        print(f"{self.output}: {size}, {version}")
 
 
 @dataclass(frozen=True)
@@ -46,21 +53,26 @@ class Decode:
 
     file: Positional[Path]  # or a folder
     output: Output  # of a folder: a folder, made where missing
-    keyword: str = ""  # without it, or with a wrong one, the protected version is decoded
+    keyword: str = ""  # without a right one, protected is decoded; others see it here: - asks, or reads standard input
+    keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     workers: int = 1  # processes for a folder
-    overwrite: bool = False  # of a folder: make files anew that are there already
+    overwrite: bool = False  # replace files that are there and are not what is asked for
     tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
+    max_megapixels: float = 50  # larger pictures are refused
 
     def run(self) -> None:
         """Decode."""
-        from psic_core.app.folder_jobs import Job, Work, load, make, run_folder
+        from psic_core.app.folder_jobs import Job, Work, run_folder, run_one
 
-        work = Work("decode", self.checkpoint, self.keyword or None, tile=self.tile)
+        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", self.keyword_file)
+        most = round(self.max_megapixels * 1e6)
+        work = Work("decode", self.checkpoint, keyword, tile=self.tile, max_pixels=most)
         if self.file.is_dir():
             return run_folder(self.file, self.output, work, self.workers, self.overwrite)
-        read(self.file)
-        make(Job(self.file, self.output), work, load(work))
+        version = run_one(Job(self.file, self.output), work, self.overwrite)
+        wrong = ": the keyword is not the one of this file" if keyword and version == "protected" else ""
+        print(f"{self.output}: {version} version{wrong}")
 
 
 @dataclass(frozen=True)
@@ -83,22 +95,30 @@ class Rekey:
     """Give a copy of a model a secret of your own, without training."""
 
     output: Output  # the copy; it does not hold its secret, only the passphrase gives it
-    new: str  # the new owner's passphrase
-    old: str = ""  # needed where the checkpoint does not hold its secret
+    new: str  # the new owner's passphrase; here others see it: - asks, or reads standard input
+    old: str = ""  # needed where the checkpoint does not hold its secret; - likewise
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    overwrite: bool = False  # replace a file that is there
 
     def run(self) -> None:
         """Write the copy."""
         from psic_core import keys
+        from psic_core.config import PUBLIC_SECRET
         from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
+        if self.output.exists() and not self.overwrite:
+            raise ValueError(f"{str(self.output)!r} is there already; pass --overwrite, or name another output")
+        old, new = private(self.old, "old passphrase"), private(self.new, "new passphrase", twice=True)
         model = load_checkpoint(self.checkpoint)
-        if model.secret is None and not self.old:
+        if old:
+            model.unlock(old)
+        if model.secret is None:
             raise ValueError("this checkpoint does not hold its secret; pass --old PASSPHRASE")
-        old = keys.secret(self.old) if self.old else model.secret
-        keys.rekey(model, old, keys.secret(self.new))
-        save_checkpoint(model, self.output, model.card)
-        print(f"{self.output}: decodes full with the new passphrase only. Files made before stay readable.")
+        known = {"public": True} if model.secret == PUBLIC_SECRET else {}
+        keys.rekey(model, model.secret, keys.secret(new))
+        save_checkpoint(model, self.output, model.card | known)
+        print(f"{self.output}: decodes in full with the new passphrase only, files made before too.")
+        print("Whoever has the model that it was copied from, and its secret, decodes the files of both in full.")
 
 
 def read(path: Path) -> bytes:

@@ -155,9 +155,7 @@ class EntropyCoder:
         z_symbols = read(bottleneck, strings[1], which)
         # z is a hundredth of the work, and an honest one is written again as it was: a forged size ends here.
         if z_symbols.abs().max() >= _LARGEST or write(bottleneck, z_symbols, which) != strings[1]:
-            raise BitstreamError(
-                "the hyper-latents are not those of a picture of this size: the file was tampered with"
-            )
+            raise BitstreamError("the hyper-latents are none of a picture of this size: the file was tampered with")
         indexes, means = self.hyperprior(z_symbols)
         symbols = read(self.backbone.gaussian_conditional, strings[0], indexes)
         return _coded(strings, symbols, means, z_symbols)
@@ -194,10 +192,8 @@ class EntropyCoder:
         digest = hashlib.sha256()
         for name, p in self.backbone.named_parameters():
             if p.device.type != "cpu" or p.dtype != torch.float32:
-                raise ValueError(
-                    f"entropy coding on {p.device} in {p.dtype} would not decode elsewhere: "
-                    "call model.cpu().float() first"
-                )
+                where = f"entropy coding on {p.device} in {p.dtype}"
+                raise ValueError(f"{where} would not decode elsewhere: call model.cpu().float() first")
             digest.update(name.encode())
             digest.update(p.detach().contiguous().numpy())
         return digest.digest()

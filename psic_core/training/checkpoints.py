@@ -1,5 +1,6 @@
 """Checkpoints: safetensors with the configuration and the provenance in the header; never a pickle."""
 
+import copy
 import json
 import os
 import platform
@@ -44,7 +45,8 @@ def save_checkpoint(
         name: p.half() if half and name not in exact and p.is_floating_point() else p
         for name, p in kept_state(model).items()
     }
-    tensors |= {_TABLES + name: table for name, table in model.coder.tables().items()}
+    here = model if next(model.parameters()).device.type == "cpu" else copy.deepcopy(model).cpu()
+    tensors |= {_TABLES + name: table for name, table in here.coder.tables().items()}
     header = {"config": asdict(model.config), "kind": model.kind, "card": card or {}}
     header["secret_check"] = (keys.check(model.secret) if model.secret else model.secret_check).hex()
     if publish_secret and model.secret:

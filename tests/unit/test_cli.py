@@ -148,7 +148,7 @@ def test_shipped_names_are_found(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("encode NOWHERE -o {tmp}/x.psic --checkpoint {model}", "no picture at 'NOWHERE'"),
+        ("encode NOWHERE -o {tmp}/x.psic --checkpoint {model}", "no file 'NOWHERE'"),
         ("encode {model} -o {tmp}/x.psic --checkpoint {model}", "as a picture"),
         ("encode {photo} -o {tmp}/x.psic --checkpoint {tmp}/none", "no checkpoint"),
         ("encode {photo} -o {tmp}/x.psic --checkpoint {photo}", "is no PSIC checkpoint"),
@@ -164,7 +164,10 @@ def test_shipped_names_are_found(
         ("publish --checkpoint {tmp}/plain-q3.safetensors --quality 3 -o {tmp}", "no checkpoint"),
         ("info {tmp}", "no file"),
         ("rekey --checkpoint {private} -o {tmp}/x.safetensors --new y", "--old PASSPHRASE"),
-        ("rekey --checkpoint {model} -o {tmp}/x.safetensors --old wrong --new y", "the old secret is not"),
+        (
+            "rekey --checkpoint {model} -o {tmp}/x.safetensors --old wrong --new y",
+            "does not open this model",
+        ),
         ("evaluate --checkpoint {private} --dataset scenes --limit 1 --json {tmp}/r.json", "does not hold its secret"),
         ("evaluate --checkpoint {photo} --dataset scenes --limit 1 --json {tmp}/r.json", "is no PSIC checkpoint"),
         ("evaluate --checkpoint {model} --dataset scenes --limit 0 --json {tmp}/r.json", "limit 0"),

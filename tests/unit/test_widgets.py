@@ -91,9 +91,9 @@ def calls(model: PSIC, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     def count(name: str) -> Callable:
         original = getattr(model, name)
 
-        def counting(*args):
+        def counting(*args, **options):
             counted[name] += 1
-            return original(*args)
+            return original(*args, **options)
 
         return counting
 

@@ -1,0 +1,262 @@
+"""Folders of photos: written by several processes, taken up where a run stopped, bad files reported."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from models import OWNER, SMALL, awaken
+from PIL import Image
+from skimage import data
+
+from psic_core import bitstream, keys
+from psic_core.app import folder_jobs, record
+from psic_core.app.cli import main
+from psic_core.app.folder_jobs import Job, Plan, Work, plan, run
+from psic_core.codec import PSIC
+from psic_core.models.images import load_image
+from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "psic-q2.safetensors"
+    model = awaken(PSIC.wrap("bmshj2018-hyperprior", keys.secret(OWNER), n=8, m=12, **SMALL), scale=1)
+    save_checkpoint(model, path, publish_secret=True)
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "trip").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "trip/a.PNG", "trip/c.webp")):
+        Image.fromarray(data.chelsea()).resize((40 + number, 30)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != record.NAME)
+
+
+def test_places_keep_the_folders_and_never_meet(photos: Path, tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(photos / "b.png")
+    planned = plan(photos, tmp_path / "out", "encode")
+    assert [str(job.output.relative_to(tmp_path / "out")) for job in planned.jobs] == [
+        "a.psic", "b.jpg.psic", "b.png.psic", "trip/a.psic", "trip/c.psic"
+    ]  # fmt: skip
+    assert planned.skipped == {".txt": 1}
+    with pytest.raises(ValueError, match=r"holds no file that ends in \.psic"):
+        plan(photos, tmp_path, "decode")
+    for name in ("b.webp", "b.jpg.png"):
+        Image.new("RGB", (8, 8)).save(photos / name)
+    with pytest.raises(ValueError, match="b.jpg.psic' would be written 2 times; rename"):
+        plan(photos, tmp_path / "out", "encode")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_goes_there_and_back(
+    workers: int, photos: Path, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(keys.COSTS, 1, 2**17)  # as the workers have it
+    coded, shown = tmp_path / "coded", tmp_path / "shown"
+    model = load_checkpoint(checkpoint)
+    made = run(plan(photos, coded, "encode"), Work("encode", checkpoint, "my cat"), workers)
+    assert made == ({"with a keyword": 4}, 0, {})
+    assert files(coded) == ["a.psic", "b.psic", "trip/a.psic", "trip/c.psic"]
+    stream = (coded / "trip/c.psic").read_bytes()
+    expected = bitstream.unpack(model.compress(load_image(photos / "trip/c.webp")))
+    assert bitstream.unpack(stream)._replace(slots=()) == expected
+    assert run(plan(coded, shown, "decode"), Work("decode", checkpoint, "my cat"), workers) == ({"full": 4}, 0, {})
+    assert files(shown) == ["a.png", "b.png", "trip/a.png", "trip/c.png"]
+    assert load_image(shown / "trip/c.png").tobytes() == model.decompress(stream, "my cat").tobytes()
+
+
+def test_what_is_there_is_left_alone(photos: Path, tmp_path: Path, checkpoint: str):
+    coded, work = tmp_path / "coded", Work("encode", checkpoint)
+    planned = plan(photos, coded, "encode")
+    assert run(planned._replace(jobs=planned.jobs[:2]), work).written.total() == 2
+    before = (coded / "a.psic").stat().st_mtime_ns
+    os.utime(photos / "a.png", (2**32, 2**32))  # its time alone says nothing
+    assert run(planned, work) == ({"without keyword": 2}, 2, {})
+    for overwrite in (False, True):
+        assert run(planned, work, overwrite=overwrite) == ({}, 4, {})
+    assert (coded / "a.psic").stat().st_mtime_ns == before
+
+
+CHANGES = {
+    "damaged": ("encode", 1, "was changed since it was made"),
+    "photo": ("encode", 1, "made with another source"),
+    "keyword": ("encode", 4, "made with another keyword"),
+    "no keyword": ("encode", 4, "made with another keyword"),
+    "model": ("encode", 4, "made with another checkpoint"),
+    "record": ("encode", 4, "nothing says from what"),
+    "version": ("decode", 4, "made with another keyword"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_there_but_not_what_is_wanted_is_refused_or_made_anew(
+    change: str, photos: Path, tmp_path: Path, checkpoint: str
+):
+    """Full pictures do not pass for protected ones, nor files under an old keyword for those under a new one."""
+    task, number, says = CHANGES[change]
+    coded, shown, out = tmp_path / "coded", tmp_path / "shown", tmp_path / ("coded" if task == "encode" else "shown")
+    first = Work("encode", checkpoint, None if change in ("damaged", "photo", "keyword", "record") else "my cat")
+    run(plan(photos, coded, "encode"), first)
+    work = replace(first, keyword={"keyword": "my cat", "no keyword": None}.get(change, first.keyword))
+    if change == "version":
+        run(plan(coded, shown, "decode"), replace(first, task="decode"))
+        work = Work("decode", checkpoint)
+    if change == "damaged":
+        (coded / "a.psic").write_bytes((coded / "a.psic").read_bytes()[:-1])
+    if change == "photo":
+        before = (photos / "a.png").stat()
+        Image.new("RGB", (40, 30)).save(photos / "a.png")
+        os.utime(photos / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p does
+    if change == "model":
+        torch.manual_seed(7)
+        other = PSIC.wrap("bmshj2018-hyperprior", keys.secret(OWNER), n=8, m=12, **SMALL)
+        save_checkpoint(other, tmp_path / "other.safetensors", publish_secret=True)
+        work = replace(work, checkpoint=str(tmp_path / "other.safetensors"))
+    if change == "record":
+        (coded / record.NAME).unlink()
+    planned = plan(coded, shown, "decode") if task == "decode" else plan(photos, coded, "encode")
+    kept = {name: (out / name).read_bytes() for name in files(out)}
+    written, there, failed = run(planned, work)
+    assert (written.total(), there, len(failed)) == (0, 4 - number, number)
+    assert all(says in error and "--overwrite" in error for error in failed.values())
+    assert {name: (out / name).read_bytes() for name in files(out)} == kept
+    assert run(planned, work, overwrite=True).written.total() == number
+    assert run(planned, work) == ({}, 4, {})
+
+
+def test_no_output_takes_the_place_of_a_source(photos: Path, tmp_path: Path, checkpoint: str):
+    """Nor of a photo that happens to have the output's name."""
+    coded, work = tmp_path / "coded", Work("encode", checkpoint)
+    run(plan(photos, coded, "encode"), work)
+    before = {name: (photos / name).read_bytes() for name in files(photos)}
+    there = run(plan(coded, photos, "decode"), Work("decode", checkpoint))
+    assert len(there.failed) == 1
+    assert "a.png' is there already, and nothing says from what" in next(iter(there.failed.values()))
+    assert {name: (photos / name).read_bytes() for name in before} == before
+    itself = Plan(photos, [Job(photos / "a.png", tmp_path / "photos" / "trip" / ".." / "a.png")], Counter())
+    assert "is one of the sources" in next(iter(run(itself, work, overwrite=True).failed.values()))
+    assert (photos / "a.png").read_bytes() == before["a.png"]
+
+
+def test_plans_grow_with_the_number_of_files(tmp_path: Path):
+    for i in range(6000):
+        (tmp_path / f"{i}.png").touch()
+    started = time.perf_counter()
+    assert len(plan(tmp_path, tmp_path / "out", "encode").jobs) == 6000
+    assert time.perf_counter() - started < 5
+
+
+ORPHAN = """
+import os, sys, threading, time
+from pathlib import Path
+from psic_core.app import folder_jobs, record
+
+def die():
+    while not list(Path(sys.argv[2]).glob("*.psic")):
+        time.sleep(0.05)
+    os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    threading.Thread(target=die, daemon=True).start()
+    work = folder_jobs.Work("encode", sys.argv[3], tile=64)
+    folder_jobs.run(folder_jobs.plan(Path(sys.argv[1]), Path(sys.argv[2]), "encode"), work, workers=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_workers_end_with_their_parent(tmp_path: Path, checkpoint: str):
+    (photos := tmp_path / "photos").mkdir()
+    for i in range(40):
+        Image.effect_noise((1200, 1200), 90).convert("RGB").save(photos / f"{i}.png", compress_level=0)
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    command = [sys.executable, tmp_path / "orphan.py", photos, tmp_path / "out", checkpoint]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PSIC_ORPHAN": str(tmp_path)}
+    ran = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    deadline = time.monotonic() + 20
+    while left_over(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left_over(str(tmp_path)) == []
+    assert 0 < len(files(tmp_path / "out")) < 40
+
+
+def left_over(mark: str) -> list[str]:
+    """Processes that run with a mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found += [folder.name] if f"PSIC_ORPHAN={mark}\0".encode() in (folder / "environ").read_bytes() else []
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_files_are_reported_and_do_not_stop_the_others(
+    workers: int, photos: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture
+):
+    (photos / "b.jpg").write_bytes(b"no picture")
+    coded = tmp_path / "coded"
+    words = ["encode", str(photos), "-o", str(coded), "--checkpoint", checkpoint, "--workers", str(workers)]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "3 written (3 without keyword), 0 there already, 1 failed" in said.out
+    assert "b.jpg" in said.err.splitlines()[0]
+    assert "as a picture" in said.err
+    assert "left out, because they do not end as pictures do that can be read: 1 .txt" in said.err
+    assert said.err.splitlines()[-1].startswith("psic encode: 1 files failed")
+    assert files(coded) == ["a.psic", "trip/a.psic", "trip/c.psic"]
+    Image.new("RGB", (20, 20)).save(photos / "b.jpg")
+    assert main(words) == 0
+    assert "1 written (1 without keyword), 3 there already, 0 failed" in capsys.readouterr().out
+
+    (coded / "a.psic").write_bytes(b"PSIC")
+    assert main(["decode", str(coded), "-o", str(tmp_path / "shown"), "--checkpoint", checkpoint]) == 2
+    assert "inside its header" in capsys.readouterr().err
+    assert files(tmp_path / "shown") == ["b.png", "trip/a.png", "trip/c.png"]
+
+
+def test_whatever_happens_nothing_half_written_stays(photos: Path, tmp_path: Path, checkpoint: str):
+    job = Job(photos / "a.png", tmp_path / "coded" / "a.psic")
+    known = record.Record(tmp_path / "coded", {}, None)
+    version, error = folder_jobs._attempt(job, Work("decode", checkpoint), load_checkpoint(checkpoint), known)
+    assert (version, error[:16]) == ("", "not a .psic file")
+    assert files(tmp_path / "coded") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--workers 0", "workers is 0"),
+        ("--quality 5", "this model has one rate"),
+        ("--checkpoint nothing", "no checkpoint"),
+        ("--tile -5", "side in pixels"),
+    ],
+)
+def test_what_no_file_could_do_is_one_sentence(
+    options: str, says: str, photos: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture
+):
+    words = ["encode", str(photos), "-o", str(tmp_path / "coded"), "--checkpoint", checkpoint, *options.split()]
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "coded").exists() or not files(tmp_path / "coded")
+
+
+def test_a_folder_needs_a_folder(photos: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture):
+    (tmp_path / "file").write_text("")
+    assert main(["encode", str(photos), "-o", str(tmp_path / "file"), "--checkpoint", checkpoint]) == 2
+    assert "goes into a folder" in capsys.readouterr().err

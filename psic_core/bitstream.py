@@ -91,6 +91,11 @@ class Stream(NamedTuple):
     slots: tuple[bytes, ...] = ()
     chunks: tuple[tuple[bytes, bytes], ...] = ()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        return self.height, self.width
+
 
 def header_bytes(strings: int) -> int:
     """Size in bytes of the header, chunks excluded, for that many strings (49 for two)."""

@@ -5,7 +5,6 @@ Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
 
 import warnings
 from dataclasses import replace
-from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,13 +20,11 @@ from psic_core.models import tiles
 from psic_core.models.compressai import LatentTap, build_backbone, default_sizes, dissect, identify, split_stages
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import one_picture, pad_to, to_pil
+from psic_core.shield import AnySize, Latents, Pictures
 from psic_core.triggers import ConditionalSynthesis
 
-Pictures = Float[Tensor, "batch 3 height width"]
-Latents = Float[Tensor, "batch m h w"]
 
-
-class PSIC(nn.Module):
+class PSIC(AnySize):
     """A learned codec whose single stream decodes to a protected and to a full picture.
 
     ::
@@ -55,7 +52,9 @@ class PSIC(nn.Module):
         self.coder = EntropyCoder(backbone, anatomy.factor, anatomy.cell)
         self.coder.checked_quality(None, config.quality)
         self.backbone = backbone.train()
-        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual, config.injections)
+        self.g_s = ConditionalSynthesis(
+            stages, channels, config.dim, config.hidden, config.residual, config.injections, config.ladder
+        )
 
     @classmethod
     def build(cls, config: CodecConfig | None = None, secret: bytes | None = None) -> "PSIC":
@@ -227,7 +226,7 @@ class PSIC(nn.Module):
         unpacked = bitstream.unpack(stream, max_pixels)
         secret = self.opened(unpacked, keyword)
         condition = None if secret is None else keys.condition(secret, self.config.dim)
-        image = to_pil(self.picture(self.latents(unpacked), unpacked, condition, tile))
+        image = to_pil(self.picture(self.latents(unpacked), unpacked.size, condition, tile))
         image.info["version"] = "full" if secret is not None and self.owns(secret) else "protected"
         return image
 
@@ -238,7 +237,7 @@ class PSIC(nn.Module):
         unpacked = bitstream.unpack(stream)
         y_hat = self.latents(unpacked)
         beta = self.condition_of(unpacked, keyword)
-        return self.picture(y_hat, unpacked, beta, tile)
+        return self.picture(y_hat, unpacked.size, beta, tile)
 
     def latents(self, stream: Stream) -> Float[Tensor, "1 m h w"]:
         """Entropy-decode a stream: the y_hat that every version of the picture starts from.
@@ -261,27 +260,6 @@ class PSIC(nn.Module):
             other = "" if self.coder.portable else ", or coded on a machine whose arithmetic differs"
             raise BitstreamError(f"the latents decode to other values than were coded: the file is damaged{other}")
         return coded.y_hat
-
-    @torch.no_grad()
-    def picture(
-        self,
-        y_hat: Float[Tensor, "1 m h w"],
-        stream: Stream,
-        condition: Float[Tensor, " dim"] | None,
-        tile: int | None = None,
-    ) -> Float[Tensor, "1 3 height width"]:
-        """Synthesise under a condition, clamp to [0, 1] and crop to the picture's size; ``tile`` as for `compress`."""
-        cell, tile = self.coder.cell, tiles.tile_for(stream.height, stream.width, tile)
-        g_s = partial(self.synthesize, condition=condition)
-        large = tile and max(y_hat.shape[-2:]) * cell > tile
-        x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
-        return x_hat[..., : stream.height, : stream.width].clamp(0, 1)
-
-    @cached_property
-    def context(self) -> int:
-        """How many latents away a latent changes a picture's pixels, whatever the condition; measured once."""
-        beta = next(self.parameters()).new_zeros(1, self.config.dim)
-        return tiles.reach(lambda y: self.g_s(y, beta), self.g_s.channels[0], 1, beta.device)
 
     def opened(self, stream: Stream, keyword: str | None) -> bytes | None:
         """The secret that a keyword gives for a file: a slot's, else that of the words as the owner's passphrase."""

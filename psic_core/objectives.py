@@ -15,13 +15,15 @@ from torch.nn import functional
 from psic_core import evidence
 from psic_core.config import TrainConfig
 
+BORROWED = torch.iinfo(torch.int64).min  # the number of a caption that stands beside a picture without captions
+
 
 class Pool(NamedTuple):
     """The K clean pairs that Eq. 5 to 8 run over, one caption each; the batch's own stand first."""
 
     image: Float[Tensor, "k d"]
     text: Float[Tensor, "k d"]
-    ids: Int64[Tensor, " k"]  # equal for equal captions
+    ids: Int64[Tensor, " k"]  # equal for equal captions; `BORROWED`: of another picture, which no evidence counts
 
 
 class RateDistortion(NamedTuple):
@@ -210,7 +212,7 @@ def _targets(
     mask = torch.zeros_like(same) if config.objective == "literal" else same
     s, tau = evidence.PRESETS.get(config.preset, (config.s, config.tau))
     return evidence.target_captions(
-        clean, text, mask.to(text.device), s, tau, row_only=config.row_only, center=config.center
+        clean, text, mask.to(text.device), s, tau, row_only=config.row_only | (ids == BORROWED), center=config.center
     )
 
 

@@ -87,6 +87,52 @@ class Injection(nn.Module):
         return h + shift + gate * self.block(h)
 
 
+class Rung(nn.Module):
+    """One stage of the ladder: what the decoder has there and what the rung below found -> the stage's trigger.
+
+    ``h + shift(beta) + gate(beta) * write(u)``, with ``u`` a small network's reading of ``h``, of the state of the rung
+    below and of the mean over the whole picture. The condition opens the gates, channel by channel; ``u`` does not
+    depend on it. `Injection` sees a few pixels of one stage; a ladder sees the picture, and its rungs agree.
+
+    Args:
+        dim: Length of the condition vector.
+        channels: Channels C of the stage's features.
+        hidden: Width of the CLTG's MLP.
+        width: Channels of the state.
+        below: Channels of the state of the rung below; 0: there is none.
+        depth: Residual blocks.
+    """
+
+    def __init__(self, dim: int, channels: int, hidden: int, width: int, below: int, depth: int) -> None:
+        super().__init__()
+        self.cltg = CLTG(dim, 2 * channels, hidden)
+        self.read = nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(1, width))
+        self.rise = nn.Conv2d(below, width, 1) if below else None
+        self.everywhere = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(depth)
+        )
+        self.write = nn.Conv2d(width, channels, 1)
+
+    def forward(
+        self,
+        h: Float[Tensor, "batch c height width"],
+        beta: Float[Tensor, "batch dim"],
+        key: Float[Tensor, " dim"] | None,
+        state: Float[Tensor, "batch below rows columns"] | None,
+    ) -> tuple[Float[Tensor, "batch c height width"], Float[Tensor, "batch w height width"]]:
+        """Features under a condition, and the state for the rung above; ``key`` as in `CLTG.forward`."""
+        u = self.read(h)
+        if self.rise is not None:
+            u = u + functional.interpolate(self.rise(state), u.shape[-2:])
+        u = u + self.everywhere(u.mean((2, 3)))[:, :, None, None]
+        for block in self.blocks:
+            u = u + block(u)
+        shift, gate = self.cltg(beta, key).chunk(2, dim=1)
+        return h + shift + gate * self.write(functional.relu(u)), u
+
+
 class ConditionalSynthesis(nn.Module):
     """CompressAI's synthesis transform ``g_s`` with a trigger after y_hat and after each up-sampling stage.
 
@@ -105,6 +151,8 @@ class ConditionalSynthesis(nn.Module):
             of the pixels, has twice as many, up to its features' own. The last, on the most pixels, has no block:
             it would cost more time than all others together. 0 leaves all blocks out.
         injections: How many stages, from y_hat on, get a trigger; ``None``: all.
+        ladder: Channels of the state beside the picture, doubled at each earlier stage up to its features' own: a
+            `Rung` before each stage and one behind the last. 0: `Injection`s.
 
     Raises:
         ValueError: Fewer injections than 1, or more than stages.
@@ -118,12 +166,16 @@ class ConditionalSynthesis(nn.Module):
         hidden: int = 64,
         residual: int = 0,
         injections: int | None = None,
+        ladder: int = 0,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         if injections is not None and not 1 <= injections <= len(stages):
             raise ValueError(f"injections {injections}: this decoder has {len(stages)} stages; give 1 to {len(stages)}")
         self.channels = tuple(channels)
+        if ladder:
+            self.triggers = _ladder((*channels, 3), dim, hidden, ladder)
+            return
         widths = [*reversed([min(c, residual * 2**i) for i, c in enumerate(channels[-2::-1])]), 0]
         places = list(zip(channels, widths, strict=True))[:injections]
         self.triggers = nn.ModuleList(Injection(dim, c, hidden, w) for c, w in places)
@@ -135,9 +187,13 @@ class ConditionalSynthesis(nn.Module):
         key: Float[Tensor, " dim"] | None = None,
     ) -> Float[Tensor, "batch 3 height width"]:
         """Decode latents under a condition. Not clamped: training needs the gradient outside [0, 1]."""
-        x = y_hat
+        x, state = y_hat, None
         for trigger, stage in zip_longest(self.triggers, self.stages):
-            x = stage(trigger(x, beta, key) if trigger else x)
+            if isinstance(trigger, Rung):
+                x, state = trigger(x, beta, key, state)
+            elif trigger is not None:
+                x = trigger(x, beta, key)
+            x = stage(x) if stage is not None else x
         return x
 
     def plain(self, y_hat: Float[Tensor, "batch m h w"]) -> Float[Tensor, "batch 3 height width"]:
@@ -145,3 +201,11 @@ class ConditionalSynthesis(nn.Module):
         for stage in self.stages:
             y_hat = stage(y_hat)
         return y_hat
+
+
+def _ladder(channels: Sequence[int], dim: int, hidden: int, ladder: int) -> nn.ModuleList:
+    """A rung for each of the features; the two on the most pixels have one block, as the first, the others two."""
+    widths = [min(max(c, ladder), ladder * 2 ** (len(channels) - 1 - i)) for i, c in enumerate(channels)]
+    depths = [1 if i == 0 or i >= len(channels) - 2 else 2 for i in range(len(channels))]
+    parts = zip(channels, widths, [0, *widths], depths, strict=False)
+    return nn.ModuleList(Rung(dim, c, hidden, width, below, depth) for c, width, below, depth in parts)

@@ -70,7 +70,9 @@ class Lab(traitlets.HasTraits):
         stream = bitstream.unpack(self.file(photo, keyword))
         key = b"" if beta is None or not beta.any() else beta.numpy().tobytes()
         y_hat = self._once(("latents", photo, keyword), lambda: self.model.latents(stream))
-        return self._once(("picture", photo, keyword, key), lambda: to_pil(self.model.picture(y_hat, stream, beta)))
+        return self._once(
+            ("picture", photo, keyword, key), lambda: to_pil(self.model.picture(y_hat, stream.size, beta))
+        )
 
     @property
     def decoded(self) -> int:

@@ -67,9 +67,9 @@ class Bench:
         condition: Float[Tensor, " dim"] | None = None,
     ) -> Pictures:
         """Pictures at 8 bits, as `PSIC.decompress` writes them: protected, full, or under some other condition."""
-        height, width = self.x.shape[-2:]
+        size = tuple(self.x.shape[-2:])
         condition = model.full_condition() if full else condition
-        decoded = (model.eval().synthesize(y, condition)[..., :height, :width] for y in y_hat.split(self.batch))
+        decoded = (model.eval().picture(y, size, condition) for y in y_hat.split(self.batch))
         return torch.cat([round_to_8_bits(x_hat) for x_hat in decoded])
 
     def measure(self, protected: Pictures, full: Pictures | None = None) -> dict[str, Any]:

@@ -86,12 +86,12 @@ def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, floa
         plain_file = compress_plain(plain, x, model, file)
         stream = bitstream.unpack(file)
         y_hat = model.latents(stream)
-        full = model.picture(y_hat, stream, model.full_condition())
+        full = model.picture(y_hat, stream.size, model.full_condition())
         decoded = {
             "plain": (len(plain_file), plain.decompress_tensor(plain_file)),
             "full": (len(file), full),
             "sealed": (len(file) + bitstream.CHUNK_BYTES + keys.SLOT_BYTES, full),
-            "protected": (len(file), model.picture(y_hat, stream, None)),
+            "protected": (len(file), model.picture(y_hat, stream.size, None)),
         }
         for curve, (size, picture) in decoded.items():
             picture = round_to_8_bits(picture)

@@ -47,7 +47,7 @@ def code_versions(
         "protected": None,
         "wrong keyword": keys.condition(rng.bytes(keys.SECRET_BYTES), model.config.dim),
     }
-    pictures = {name: round_to_8_bits(model.picture(y_hat, stream, c)) for name, c in conditions.items()}
+    pictures = {name: round_to_8_bits(model.picture(y_hat, stream.size, c)) for name, c in conditions.items()}
     pictures |= {"original": x, "plain": round_to_8_bits(plain.decompress_tensor(plain_file))}
     level = psnr(pictures["protected"], x)
     pictures |= {"jpeg": jpeg_at(x, level), "noise": noise_at(x, level, rng)}

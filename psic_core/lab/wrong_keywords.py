@@ -50,9 +50,8 @@ def audit(model: PSIC, data: EvalSet, target: Target, keywords: int = 100) -> di
         x = data.picture(i)[None]
         stream = bitstream.unpack(model.compress(x))
         y_hat = model.latents(stream)
-        decoded = [model.g_s.plain(y_hat)]
-        decoded += [model.synthesize(y_hat.expand(len(c), -1, -1, -1), c) for c in conditions.split(16)]
-        pictures = round_to_8_bits(torch.cat(decoded)[..., : stream.height, : stream.width].clamp(0, 1))
+        decoded = [model.picture(y_hat, stream.size, c) for c in (model.full_condition(), *conditions)]
+        pictures = round_to_8_bits(torch.cat(decoded))
         seen = target.encode_images(torch.cat([x, pictures])).cpu()
         for name, feature in zip(names, seen, strict=True):
             features[name].append(feature)

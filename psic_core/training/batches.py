@@ -17,6 +17,7 @@ from psic_core.config import TrainConfig
 from psic_core.datasets.photos import Photos
 from psic_core.datasets.webdataset import Shards
 from psic_core.evidence import caption_ids
+from psic_core.models import tiles
 from psic_core.models.vlp import Target
 from psic_core.objectives import Pool
 from psic_core.training.pairs import Pairs
@@ -97,7 +98,8 @@ class CachedLatents:
 def _context(model: PSIC) -> int:
     """Latents around a crop that its pixels depend on; where that is beyond measure, more than any picture has."""
     try:
-        return model.context
+        beta = next(model.parameters()).new_zeros(1, model.config.dim)
+        return tiles.reach(lambda y: model.g_s(y, beta), model.g_s.channels[0], 1, beta.device)
     except ValueError:
         return 2**16
 

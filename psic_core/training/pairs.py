@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from psic_core.evidence import caption_ids
 from psic_core.models.vlp import Target
-from psic_core.objectives import Pool
+from psic_core.objectives import BORROWED, Pool
 from psic_core.training.files import store_tensors
 
 
@@ -23,7 +23,7 @@ class Pairs:
 
     Attributes:
         pictures: ``(N, 3, H, W)`` uint8.
-        captions: N tuples of C strings; empty tuples where only rate and distortion are trained.
+        captions: N tuples of C strings; an empty one where a picture has none.
         image_features: Unit features of the clean pictures; ``None`` until `with_features`.
         text_features: Unit features of the captions, picture by picture.
         caption_ids: Equal numbers for equal captions, for the mask of Eq. 8.
@@ -51,13 +51,15 @@ class Pairs:
         """
         if not any(self.captions):
             raise ValueError("the pictures have no captions to attack; only stage plain trains without")
-        if len({len(c) for c in self.captions}) != 1:
-            raise ValueError("every picture needs the same number of captions to be cached as one tensor")
+        if len({len(c) for c in self.captions if c}) != 1:
+            raise ValueError("pictures need the same number of captions, or none, to be cached as one tensor")
         path = Path(cache) / f"features-{self._content(target)}.safetensors" if cache else None
         found = load_file(path) if path and path.is_file() else _features(self, target)
         if path and not path.is_file():
             store_tensors(found, path)
-        ids = caption_ids([c for row in self.captions for c in row]).reshape(len(self), -1)
+        captioned = torch.tensor([bool(c) for c in self.captions])
+        ids = torch.full(found["text"].shape[:2], BORROWED)
+        ids[captioned] = caption_ids([c for row in self.captions for c in row]).reshape(len(ids[captioned]), -1)
         return Pairs(self.pictures, self.captions, found["image"], found["text"], ids)
 
     def pool(self, index: Int64[Tensor, " batch"], k: int, rng: torch.Generator) -> Pool:
@@ -74,7 +76,12 @@ class Pairs:
         others = others[~torch.isin(others, index)][: max(k - len(index), 0)]
         chosen = torch.cat([index, others])
         choice = torch.randint(self.text_features.shape[1], chosen.shape, generator=rng)
-        return Pool(self.image_features[chosen], self.text_features[chosen, choice], self.caption_ids[chosen, choice])
+        ids = self.caption_ids[chosen, choice]
+        speaking = chosen.clone()  # whose caption stands beside each picture
+        if (silent := ids == BORROWED).any():
+            lenders = (self.caption_ids[:, 0] != BORROWED).nonzero()[:, 0]
+            speaking[silent] = lenders[torch.randint(len(lenders), (int(silent.sum()),), generator=rng)]
+        return Pool(self.image_features[chosen], self.text_features[speaking, choice], ids)
 
     def __add__(self, other: "Pairs") -> "Pairs":
         """Both, one after the other; features are dropped."""
@@ -106,7 +113,10 @@ class Pairs:
 def _features(pairs: Pairs, target: Target) -> dict[str, Tensor]:
     batches = tqdm(pairs.pictures.split(32), desc=f"{target.name} reads pictures", leave=False)
     image = torch.cat([target.encode_images(b).cpu() for b in batches])
+    captioned = torch.tensor([bool(c) for c in pairs.captions])
     flat = [caption for row in pairs.captions for caption in row]
     chunks = [flat[i : i + 256] for i in range(0, len(flat), 256)]
-    text = torch.cat([target.encode_text(c).cpu() for c in tqdm(chunks, desc="captions", leave=False)])
-    return {"image": image, "text": text.reshape(len(pairs), -1, text.shape[1]).contiguous()}
+    read = torch.cat([target.encode_text(c).cpu() for c in tqdm(chunks, desc="captions", leave=False)])
+    text = torch.zeros(len(pairs), len(flat) // int(captioned.sum()), read.shape[1])
+    text[captioned] = read.reshape(-1, *text.shape[1:])
+    return {"image": image, "text": text}

@@ -12,7 +12,7 @@ from psic_core import keys
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
-from psic_core.datasets.photos import Photos
+from psic_core.datasets.photos import Photos, held_out
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.webdataset import Shards, read_shards
 from psic_core.models.vlp import Target, load_target
@@ -57,8 +57,9 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
 
     Args:
         names: ``scenes``, ``flickr8k`` (train split), ``shards:PATTERN`` (tar files as img2dataset writes them, for
-            example ``shards:cc3m/{00000..00010}.tar``), or folders of pictures (no captions: stage ``plain`` only).
-        root: The data root, for ``flickr8k``.
+            example ``shards:cc3m/{00000..00010}.tar``), ``photos`` (its training files), or folders of pictures. The
+            last two have no captions: stage two needs others beside them, whose captions they are pulled to.
+        root: The data root, for ``flickr8k`` and ``photos``.
         scenes: How many scenes.
         size: Side of the squares in pixels.
     """
@@ -73,7 +74,8 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
         elif name.startswith("shards:"):
             parts.append(Pairs(*read_shards(name.removeprefix("shards:"), size)))
         else:
-            folder = Folder(name, size)
+            folder = Folder(data_root(root) / name if name == "photos" else name, size)
+            folder.files = [f for f in folder.files if name != "photos" or not held_out(f)]
             parts.append(Pairs(in_memory(folder), [()] * len(folder)))
     total = parts[0]
     for part in parts[1:]:
@@ -91,7 +93,8 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
     if init is None:
         return PSIC.build(codec)
     if not init.startswith("zoo:"):
-        return load_checkpoint(init)
+        model = load_checkpoint(init)
+        return with_triggers(model, codec) if model.kind == "plain" else model
     name, _, quality = init.removeprefix("zoo:").partition("/")
     if name not in image_models or not quality.isdigit():
         raise ValueError(f"{init!r} names no model: write zoo:ARCHITECTURE/QUALITY, as in zoo:bmshj2018-hyperprior/2")
@@ -101,6 +104,15 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
         raise FileNotFoundError(f"the weights of {init} are neither cached nor reachable: {error}") from error
     own = replace(codec, architecture=name, n=backbone.N, m=backbone.M, quality=int(quality))
     return PSIC(backbone, own, keys.secret(PUBLIC_PASSPHRASE))
+
+
+def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
+    """A plain codec with fresh triggers of the sizes that ``codec`` names, which are nothing until they are trained."""
+    sizes = {k: getattr(codec, k) for k in ("dim", "hidden", "residual", "ladder", "injections", "anchored")}
+    fresh = PSIC.build(replace(model.config, **sizes), model.secret)
+    fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "triggers" not in k}, strict=False)
+    fresh.kind, fresh.card = model.kind, model.card
+    return fresh
 
 
 def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:

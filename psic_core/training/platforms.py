@@ -10,38 +10,37 @@ from torchvision.transforms.functional import gaussian_blur, resize
 
 from psic_core.models.images import round_to_8_bits
 
-Picture = Float[Tensor, "1 3 height width"]
+Picture = Float[Tensor, "batch 3 height width"]
 
 
 def random_platform_transform(
     x: Float[Tensor, "batch 3 height width"], share: float, rng: torch.Generator
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Each picture as a platform may hand it on: one of `TRANSFORMATIONS`, at a strength of its own, or none.
+    """Pictures as a platform may hand them on: a share through one of `TRANSFORMATIONS`, the others as they are.
+
+    The kind and its strength are drawn once for the batch, so that a GPU has one call and not one a picture; the
+    expectation is over the steps.
 
     Args:
         x: As a decoder gives them; rounded to 8 bits first.
-        share: Of the pictures that are transformed; the others come back as they are.
-        rng: Draws; each picture has a seed of its own.
+        share: Of the pictures that are transformed: the first of the batch.
+        rng: Draws.
 
     Returns:
         Pictures at 8 bits, of the same size; gradients flow.
     """
-    kinds, shown = list(TRANSFORMATIONS.values()), []
-    seeds = torch.randint(2**62, (len(x),), generator=rng)
-    for picture, seed in zip(round_to_8_bits(x).split(1), seeds.tolist(), strict=True):
-        own = torch.Generator().manual_seed(seed)
-        chance, kind, strength = torch.rand(3, generator=own).tolist()
-        if chance < share:
-            picture = round_to_8_bits(kinds[int(kind * len(kinds))](picture, strength, own))
-        shown.append(picture)
-    return torch.cat(shown)
+    kinds, x, n = list(TRANSFORMATIONS.values()), round_to_8_bits(x), round(share * len(x))
+    kind, strength = torch.rand(2, generator=rng).tolist()
+    if not n:
+        return x
+    return torch.cat([round_to_8_bits(kinds[int(kind * len(kinds))](x[:n], strength, rng)), x[n:]])
 
 
 def jpeg(x: Picture, strength: float, rng: torch.Generator) -> Picture:
     """JPEG, quality 95 to 40 (Reich et al., WACV 2024, in kornia: a polynomial in the place of rounding)."""
     from kornia.enhance import jpeg_codec_differentiable  # two seconds, which only this training has to wait
 
-    return jpeg_codec_differentiable(x, x.new_tensor([95 - 55 * strength]))
+    return jpeg_codec_differentiable(x, x.new_full((len(x),), 95 - 55 * strength))
 
 
 def rescale(x: Picture, strength: float, rng: torch.Generator) -> Picture:

@@ -53,6 +53,15 @@ RECIPES = {
         },
         Phase(("photos",), codec=_WIDE), shared=("trunk", "more"),
     ),
+    "shield": Recipe(
+        "psic-qN: codec-qN gets its triggers, a ladder of them, against two readers and through platforms",
+        {
+            "two": TrainConfig("two", 10_000, 32, 160, learning_rate=1e-3, warmup=200, eot=0.5, gamma=120,
+                               final_gamma=30, pool=128, log_every=20, **SHIELD),
+        },
+        Phase((*_OURS, "photos"), init="codec-q{quality}", target="lite-clip+lite1-clip",
+              codec=replace(_WIDE, ladder=24)),
+    ),
     "cpu-hop": Recipe(
         "from the shipped psic-q2 to another rate, on a CPU: three quarters of an hour on one core",
         {

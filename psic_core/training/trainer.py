@@ -182,9 +182,9 @@ class Trainer:
         shown = random_platform_transform(x_hat, config.eot, batch.rng) if config.eot else x_hat
         attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng)
         if self.step % 20 == 1:  # how strong each of the two terms is where it counts
-            row["pull_uc"] = gradient_norm(config.lmbda * config.gamma * attack, x_hat)
+            row["pull_uc"] = gradient_norm(config.lmbda * config.gamma_at(self.step) * attack, x_hat)
             row["pull_mse"] = gradient_norm(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
-        loss = rd.loss + config.lmbda * config.gamma * attack
+        loss = rd.loss + config.lmbda * config.gamma_at(self.step) * attack
         if config.masking:
             seen = masked_mse(x_hat, batch.x)
             loss, row["psnr_masked"] = loss + config.lmbda * config.masking * 255**2 * seen, _psnr(seen)

@@ -175,7 +175,7 @@ def test_a_pool_of_equal_captions_pulls_to_the_own(pairs: Pairs, monkeypatch):
 def test_a_preset_sets_both_temperatures_of_the_evidence(preset, s, tau, pairs: Pairs, asked: list[dict]):
     loss, _ = attacked(unit(4, 16, seed=5), pairs, INDEX, replace(CONFIG, preset=preset, row_only=True), rng(0))
     assert asked[0]["args"] == (s, tau)
-    assert asked[0]["row_only"]
+    assert asked[0]["row_only"].all()
     again = uaeo_loss(unit(4, 16, seed=5), asked[0]["text"], asked[0]["answer"][:4], 0.2, CONFIG.direction)
     assert loss == again  # Eq. 9 keeps its own s
 

@@ -150,7 +150,7 @@ def survives(forged: Stream) -> bool:
         assert time.perf_counter() - started < LONGEST, forged
     assert torch.equal(model.latents(forged), coded())
     whole = stream()._replace(height=64, width=64)
-    assert torch.equal(got, model.picture(coded(), whole, None)[..., : forged.height, : forged.width])
+    assert torch.equal(got, model.picture(coded(), whole.size, None)[..., : forged.height, : forged.width])
     return True
 
 

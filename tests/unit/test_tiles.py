@@ -83,7 +83,7 @@ def test_large_pictures_are_tiled_of_themselves(monkeypatch: pytest.MonkeyPatch)
     shown: list[torch.Size] = []
     ours.g_s.stages[0].register_forward_hook(lambda module, inputs, y: shown.append(inputs[0].shape[-2:]))
     ours.context = 4
-    assert ours.decompress(file).size == (300, 101)
+    assert ours.decompress(file, OWNER).size == (300, 101)
     assert len(shown) == 2 * 5
 
 

@@ -259,3 +259,56 @@ def test_injections_can_stop_after_y_hat():
 def test_injections_fit_the_stages(count: int):
     with pytest.raises(ValueError, match=f"injections {count}: this decoder has 4 stages"):
         PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, injections=count))
+
+
+# --- the ladder ------------------------------------------------------------------------------------
+
+
+def ladder(seed: int = 0) -> tuple[nn.Sequential, ConditionalSynthesis]:
+    torch.manual_seed(seed)
+    g_s = MODELS["bmshj2018-hyperprior"](8, 12).g_s
+    return g_s, ConditionalSynthesis(*split_stages(g_s, LATENT), dim=16, hidden=8, ladder=4)
+
+
+def test_a_ladder_has_a_rung_before_each_stage_and_one_on_the_picture():
+    _, d = ladder()
+    assert [t.write.out_channels for t in d.triggers] == [12, 8, 8, 8, 3]
+    assert [t.write.in_channels for t in d.triggers] == [12, 8, 8, 8, 4]
+
+
+def test_a_fresh_ladder_is_nothing_and_the_keys_stays_nothing():
+    g_s, d = ladder()
+    y_hat, beta = torch.randn(3, 12, 4, 6), betas()
+    assert torch.equal(d(y_hat, beta), g_s(y_hat))
+    awake(d)
+    assert (d(y_hat, beta) - g_s(y_hat)).abs().max() > 0.1
+    key = torch.randn(16)
+    for trigger in d.triggers:
+        trigger.cltg.anchor(key)
+    assert torch.allclose(d(y_hat, key.expand(3, -1)), g_s(y_hat), atol=1e-4)
+    assert torch.allclose(d(y_hat, beta), d(y_hat, beta, key), atol=1e-4)
+
+
+def test_a_ladder_sees_the_whole_picture():
+    _, d = ladder()
+    awake(d)
+    y_hat, beta = torch.randn(1, 12, 3, 20), betas(1)
+    far = y_hat.clone()
+    far[..., -1] += 3
+    assert (d(y_hat, beta) - d(far, beta))[..., :16].abs().max() > 1e-4
+    assert torch.equal(d.plain(y_hat)[..., :16], d.plain(far)[..., :16])
+
+
+def test_a_fresh_ladder_can_be_trained():
+    g_s, d = ladder()
+    y_hat, beta = torch.randn(2, 12, 4, 4), betas(2)
+    d.stages.requires_grad_(False)
+    optimiser = torch.optim.Adam(d.triggers.parameters(), 1e-2)
+    wanted = (g_s(y_hat) + 0.1).detach()
+    losses = []
+    for _ in range(40):
+        optimiser.zero_grad()
+        losses.append((d(y_hat, beta) - wanted).square().mean())
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.2 * losses[0]

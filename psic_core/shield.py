@@ -1,0 +1,101 @@
+"""The shield at every size, which is not in the paper: triggers made at the reader's scale, and enlarged.
+
+A reader scales a photo down before it looks, and what is finer than its pixels is gone: triggers decoded at the photo's
+own size (Eq. 3) are a texture of a few pixels, which protects thumbnails and nothing else.
+"""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms.functional import InterpolationMode, resize
+
+from psic_core.config import CodecConfig
+from psic_core.models import tiles
+from psic_core.models.entropy import EntropyCoder
+from psic_core.models.images import pad_to
+from psic_core.triggers import ConditionalSynthesis
+
+Pictures = Float[Tensor, "batch 3 height width"]
+Latents = Float[Tensor, "batch m h w"]
+
+
+class AnySize(nn.Module):
+    """What a `psic_core.PSIC` makes of latents, for pictures of every size.
+
+    ::
+
+        y_hat -> D(y_hat, c) = x_hat_f --------------------(+)-> x_hat_e
+                                 |                          |
+                          scaled down to R               enlarged
+                                 |                          |
+                                 s -> E -> D(., beta) - D(., c) = delta
+    """
+
+    config: CodecConfig
+    coder: EntropyCoder
+    g_s: ConditionalSynthesis
+    factor: int
+    kind: str
+    secret: bytes | None
+
+    @torch.no_grad()
+    def picture(
+        self,
+        y_hat: Latents,
+        size: tuple[int, int],
+        condition: Float[Tensor, " dim"] | None = None,
+        tile: int | None = None,
+    ) -> Pictures:
+        """Pictures under a condition, in [0, 1].
+
+        Up to a shorter side of R = ``config.reading_side`` this is Eq. 3, ``D(y_hat, beta)``. Above, it is
+        ``x_hat_f`` and the enlarged `delta`, at a cost that does not grow with the photo.
+
+        Args:
+            y_hat: Latents of padded pictures.
+            size: Height and width of the pictures in pixels.
+            condition: ``None`` and the zero vector decode protected.
+            tile: Side in pixels of the windows in which a large picture is decoded, as for `PSIC.compress`.
+        """
+        full = self._is_full(condition)
+        if min(size) <= self.config.reading_side and not full:
+            return self.synthesize(y_hat, condition)[..., : size[0], : size[1]].clamp(0, 1)
+        cell, tile, g_s = self.coder.cell, tiles.tile_for(*size, tile), self._full
+        large = tile and max(y_hat.shape[-2:]) * cell > tile
+        x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
+        x_hat = x_hat[..., : size[0], : size[1]]
+        if not full:
+            x_hat = x_hat + functional.interpolate(self.delta(x_hat, condition), size, mode="bicubic")
+        return x_hat.clamp(0, 1)
+
+    def delta(
+        self, x_hat_f: Pictures, condition: Float[Tensor, " dim"] | None = None
+    ) -> Float[Tensor, "batch 3 small_height small_width"]:
+        """What the triggers of a condition change in full pictures scaled to a shorter side of R.
+
+        Args:
+            x_hat_f: Pictures in [0, 1] whose shorter side is R or more.
+            condition: As for `picture`.
+        """
+        scale = self.config.reading_side / min(x_hat_f.shape[-2:])
+        size = [round(side * scale) for side in x_hat_f.shape[-2:]]
+        s = resize(x_hat_f.clamp(0, 1), size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        y_hat = self.quantised_latents(pad_to(s, self.factor))
+        return (self.synthesize(y_hat, condition) - self._full(y_hat))[..., : size[0], : size[1]]
+
+    @cached_property
+    def context(self) -> int:
+        """How many latents away a latent changes the full picture's pixels; measured once."""
+        return tiles.reach(self._full, self.g_s.channels[0], 1, next(self.parameters()).device)
+
+    def _full(self, y_hat: Latents) -> Pictures:
+        """D(y_hat, c). An anchored model needs no secret for it: c's triggers are zero."""
+        return self.g_s.plain(y_hat) if self.config.anchored else self.synthesize(y_hat, self.full_condition())
+
+    def _is_full(self, condition: Float[Tensor, " dim"] | None) -> bool:
+        if condition is None or self.secret is None:
+            return self.kind == "plain"
+        return self.kind == "plain" or torch.equal(condition, self.full_condition().to(condition.device))

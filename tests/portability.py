@@ -90,7 +90,7 @@ def work(jobs: Sequence[Job]) -> dict[str, str]:
 def matrix(
     folder: Path, checkpoints: Sequence[str], sources: Sequence[Path], settings: Sequence[str], writers: int
 ) -> tuple[int, dict[str, list[str]]]:
-    """The first setting writes all pictures, the other writers share them; each setting reads what others wrote.
+    """The first settings share the pictures and write them; each setting reads what others wrote.
 
     Returns:
         The number of files, and for each setting what did not open, or opened to other latents than were coded.
@@ -99,8 +99,8 @@ def matrix(
     coded: dict[str, str] = {}
     wrong: dict[str, list[str]] = {setting: [] for setting in settings}
     for n, setting in enumerate(settings[:writers]):
-        own = sources if n == 0 else sources[n - 1 :: writers - 1]
-        jobs[setting] = [(c, str(s), f"{folder}/{Path(c).stem}-{s.stem}-{n}.psic") for c in checkpoints for s in own]
+        own = sources[n::writers]
+        jobs[setting] = [(c, str(s), f"{folder}/{Path(c).stem}-{s.stem}.psic") for c in checkpoints for s in own]
         coded |= in_setting(setting, jobs[setting])
     for setting in settings:
         others = [(c, "", file) for who, done in jobs.items() if who != setting for c, _, file in done]

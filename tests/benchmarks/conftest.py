@@ -22,7 +22,7 @@ def two_threads() -> Iterator[None]:
 def model() -> PSIC:
     """Random weights, but latents and scales about as large as a trained codec's."""
     torch.manual_seed(0)
-    model = PSIC.build(CodecConfig(n=64, m=96)).eval()
+    model = PSIC.build(CodecConfig(n=128, m=192)).eval()
     with torch.no_grad():
         model.backbone.g_a[-1].weight.mul_(8)
         model.backbone.h_s[-2].bias.fill_(0.5)
@@ -32,7 +32,7 @@ def model() -> PSIC:
 @pytest.fixture
 def own(model: PSIC) -> ScaleHyperprior:
     """CompressAI's own model with the same weights: its ``g_s`` is PSIC's, triggers left out."""
-    own = ScaleHyperprior(64, 96).eval()
+    own = ScaleHyperprior(128, 192).eval()
     decoder = [layer.state_dict() for stage in model.g_s.stages for layer in stage]
     state = own.state_dict() | model.backbone.state_dict()
     state |= {f"g_s.{i}.{name}": tensor for i, layer in enumerate(decoder) for name, tensor in layer.items()}

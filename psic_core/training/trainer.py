@@ -234,11 +234,14 @@ class Trainer:
         if path is None or self.step or not path.is_file():
             return
         state = read_state(path)
-        self.model.load_state_dict(state["model"])
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+        try:
+            self.model.load_state_dict(state["model"])
+            for name, optimiser in self.optimisers.items():
+                optimiser.load_state_dict(state["optimisers"][name])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is another run's: {error}; delete it to begin this one anew") from error
         self.source.restart()
-        self.step, self.seconds = state["step"], state["seconds"]
 
     def _seed(self) -> int:
         return (self.config.seed * 1_000_003 + self.step) * 64

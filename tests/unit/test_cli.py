@@ -64,9 +64,10 @@ def test_a_photo_goes_through_all_its_versions(
 ):
     model, file = shipped / "psic-q3.safetensors", tmp_path / "cat.psic"
     psic("encode", photo, "-o", file, "--keyword", "my cat", "--checkpoint", model)
-    said = capsys.readouterr().out
-    assert f"{file.stat().st_size} bytes" in said
-    assert "90x60" in said
+    said = capsys.readouterr()
+    assert f"{file.stat().st_size} bytes" in said.out
+    assert "90x60, with a keyword" in said.out
+    assert said.err.count("whoever has the model decodes its files in full, whatever the keyword") == 1
 
     psic("info", file, "--json")
     facts = json.loads(capsys.readouterr().out)
@@ -80,11 +81,66 @@ def test_a_photo_goes_through_all_its_versions(
     psic("decode", file, "-o", out["full"], "--keyword", "my cat", "--checkpoint", model)
     psic("decode", file, "-o", out["owner"], "--keyword", "psic course", "--checkpoint", model)
     psic("decode", file, "-o", out["wrong"], "--keyword", "my dog", "--checkpoint", model)
+    said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    wrong = "protected version: the keyword is not the one of this file"
+    assert said == ["protected version", "full version", "full version", wrong]
     shown = {name: pixels(path) for name, path in out.items()}
     assert shown["full"] == shown["owner"]
     assert len({shown["protected"], shown["full"], shown["wrong"]}) == 3
     assert shown["full"][:2] == ((90, 60), "RGB")
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_nothing_is_overwritten(photo: Path, shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    model, file, before = ("--checkpoint", shipped / "psic-q3.safetensors"), tmp_path / "cat.psic", photo.read_bytes()
+    psic("encode", photo, "-o", file, *model)
+    (link := tmp_path / "link.png").hardlink_to(photo)
+    for words, says in (
+        (("encode", photo, "-o", photo, "--overwrite"), "is the source itself"),
+        (("encode", photo, "-o", link, "--overwrite"), "is the source itself"),
+        (("encode", photo, "-o", file), "is there already; pass --overwrite"),
+        (("decode", file, "-o", photo), "is there already; pass --overwrite"),
+        (("rekey", "-o", file, "--new", "x"), "is there already; pass --overwrite"),
+        (("encode", photo, "-o", tmp_path / "new.psic", "--keyword", ""), "what follows --keyword is blank"),
+        (("encode", photo, "-o", tmp_path / "new.psic", "--keyword", " "), "the keyword is blank"),
+        (("encode", photo, "-o", tmp_path / "new.psic", "--max-megapixels", 0.005), "60 x 90 pixels are more than"),
+        (("decode", file, "-o", tmp_path / "new.png", "--max-megapixels", 0.005), "60 x 90 pixels are more than"),
+    ):
+        capsys.readouterr()
+        assert main([str(w) for w in (*words, *model)]) == 2
+        assert says in capsys.readouterr().err.splitlines()[-1]
+    assert photo.read_bytes() == before
+    assert not list(tmp_path.glob("new*"))
+    psic("decode", file, "-o", link, *model, "--overwrite")
+    assert photo.read_bytes() == before  # a new file takes the link's name
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "too little memory"),
+        (TypeError("an argument"), 2, "TypeError: an argument"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+    ],
+)
+def test_whatever_happens_is_one_sentence(
+    error: BaseException, code: int, says: str, photo: Path, shipped: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(PSIC, "compress", fails)
+    words = ["encode", str(photo), "-o", str(tmp_path / "x.psic"), "--checkpoint", str(shipped / "psic-q3.safetensors")]
+    assert main(words) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("psic encode: ")
+    assert says in last
+    assert not list(tmp_path.glob("x*"))
+    monkeypatch.setenv("PSIC_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(words)
 
 
 def test_a_rekeyed_copy_decodes_full_with_the_new_passphrase_only(photo: Path, shipped: Path, tmp_path: Path):

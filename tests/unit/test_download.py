@@ -30,6 +30,7 @@ class Web:
     files: dict[str, bytes] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)  # bytes after which each next answer ends
     ranges: bool = True
+    length: str | None = None  # what Content-Length says in the place of the truth; empty: there is none
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
     def source(self, name: str, body: bytes, **options: object) -> dict[str, Any]:
@@ -54,7 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         if start >= len(body):
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body) - start))
+        if self.web.length is None or self.web.length:
+            self.send_header("Content-Length", self.web.length or str(len(body) - start))
         self.end_headers()
         end = self.web.cuts.pop(0) if self.web.cuts else len(body)
         self.wfile.write(body[start : start + end])
@@ -104,6 +106,16 @@ def test_without_a_checksum_parts_of_two_files_are_never_joined(web: Web, tmp_pa
     web.cuts = [300_000]
     fetch(source, tmp_path)
     assert [r for _, r in web.asked] == [None, None]
+
+
+@pytest.mark.parametrize("length", ["", "many", "-5"])
+def test_a_server_without_a_length_is_read_to_its_end_and_no_further(length: str, web: Web, tmp_path: Path):
+    source, web.length = web.source("a.bin", BODY), length
+    fetch(source, tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    long = web.source("b.bin", BODY) | {"size": 70_000}
+    with pytest.raises(OSError, match="its size is 131072, not 70000 as published"):
+        fetch(long, tmp_path)
 
 
 @pytest.mark.parametrize("option", ["sha256", "md5", "size"])

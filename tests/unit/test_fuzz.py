@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import torch
 from compressai.registry import MODELS
 from models import awaken
+from mutants import mutants, outcome
 
 from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
@@ -138,6 +140,25 @@ def test_the_file_itself_decodes():
 # --- forgeries: right checksums, wrong content -----------------------------------------------------
 
 
+def test_no_structured_forgery_shows_another_picture():
+    """`make fuzz` tries 5,000 on a shipped model."""
+    model, data = model_and_file()
+    found = Counter(outcome(model, mutant, coded()) for mutant in mutants(data, 400))
+    assert set(found) == {"refused", "same latents"}
+    assert found["refused"] > 300
+
+
+def test_a_header_that_claims_too_much_is_refused_at_once():
+    model, _ = model_and_file()
+    for height, width in ((16384, 16384), (65535, 65535), (7072, 7071)):
+        forged = bitstream.pack(stream()._replace(height=height, width=width, strings=(b"", b"")))
+        assert len(forged) < 120
+        started = time.perf_counter()
+        with pytest.raises(BitstreamError, match="more than 50 megapixels"):
+            model.decompress(forged)
+        assert time.perf_counter() - started < 0.5
+
+
 def survives(forged: Stream) -> bool:
     """True where a forged file decodes. It may do so to the latents that were coded, and to nothing else."""
     model, _ = model_and_file()
@@ -254,6 +275,12 @@ def attempt(name, call):
         seconds = time.perf_counter() - started
         print(name, "slow" if seconds > 2 else type(error).__name__, error, sep="|", flush=True)
 
+# The decoder takes four bytes a symbol from a string that has ended.
+from psic_core.models.range_coder import channels, write
+zeros = torch.zeros(1, 8, 40, 40, dtype=torch.int32)
+z = write(model.backbone.entropy_bottleneck, zeros, channels(zeros))
+forged = bitstream.pack(honest._replace(height=2560, width=2560, strings=(b"", z)))
+attempt("ended", lambda: model.decompress(forged))
 for size in (10_000, 1_000_000, 20_000_000):
     for which in (0, 1):
         strings = list(honest.strings)
@@ -276,6 +303,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
         subprocess.run([sys.executable, "-c", CHILD], stdout=out, stderr=subprocess.STDOUT, timeout=180, cwd=log.parent)
     lines = [line.split("|", 2) for line in log.read_text().splitlines() if line.count("|") >= 2]
     return {name: (error, message) for name, error, message in lines}
+
+
+def test_strings_that_end_early_are_not_read_beyond(told: dict[str, tuple[str, str]]):
+    error, message = told.get("ended", ("the interpreter crashed or hung", ""))
+    assert (error, "other values than were coded" in message) == ("BitstreamError", True), message
 
 
 @pytest.mark.parametrize("which", [0, 1])

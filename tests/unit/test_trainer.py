@@ -1,6 +1,9 @@
 """The trainer: exact resume, what each stage may change, whose turn it is, and that losses fall."""
 
 import csv
+import hashlib
+import io
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +92,33 @@ def test_resumed_training_equals_uninterrupted_training(
     assert [r["step"] for r in resumed] == [3, 4, 5]
     numbers = ("loss", "psnr", "bpp", "grad_norm", "l_uc")
     assert [[r.get(k) for k in numbers] for r in resumed] == [[r.get(k) for k in numbers] for r in rows[3:]]
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "zeros": lambda data: data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :],
+    "bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "text": lambda data: b"no state of anything",
+    "pickle": lambda data: hashlib.sha256(p := pickle.dumps({"step": 1})).digest() + p,
+    "former": lambda data: data[32:],  # torch's file, without the hash
+    "another run's": lambda data: hashlib.sha256(p := saved({"step": 1})).digest() + p,
+}
+
+
+def saved(state: dict[str, int]) -> bytes:
+    torch.save(state, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_named_with_its_remedy(damage: str, pairs: Pairs, tmp_path: Path):
+    run = Trainer(tiny("plain"), pairs, fast("plain"), out=tmp_path)
+    run.save([])
+    path = tmp_path / "resume.pt"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(ValueError, match=r"resume\.pt.*; delete it to begin"):
+        Trainer(tiny("plain"), pairs, fast("plain"), out=tmp_path).load()
 
 
 @pytest.mark.parametrize("stage", ["one", "two"])

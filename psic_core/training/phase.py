@@ -49,7 +49,7 @@ class Phase:
     codec: CodecConfig = field(default_factory=CodecConfig)  # of random weights, and the triggers of a zoo model
     half: bool = False  # store float16
     stream: bool | None = None  # read one set of shards as a stream; None: where they exceed `STREAM_ABOVE`
-    workers: int = 2  # processes that read the stream, beside each training process
+    readers: int = 2  # processes that read the stream, beside each training process
 
 
 def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int = 2560, size: int = 160) -> Pairs:
@@ -173,7 +173,7 @@ def streamed(phase: Phase) -> Shards | None:
     """The shards that a phase streams; ``None`` where its pictures go into memory.
 
     Raises:
-        ValueError: A stream is asked for, but not of one set of shards and all of it; fewer than 0 workers.
+        ValueError: A stream is asked for, but not of one set of shards and all of it; fewer than 0 readers.
     """
     names = phase.dataset
     alone = len(names) == 1 and names[0].startswith("shards:")
@@ -185,9 +185,9 @@ def streamed(phase: Phase) -> Shards | None:
         )
     if phase.stream is False or not alone or phase.pictures:
         return None
-    if phase.workers < 0:
-        raise ValueError(f"{phase.workers} workers cannot read: give 0 or more")
-    shards = Shards(names[0].removeprefix("shards:"), phase.size, phase.workers)
+    if phase.readers < 0:
+        raise ValueError(f"{phase.readers} readers cannot read: give 0 or more")
+    shards = Shards(names[0].removeprefix("shards:"), phase.size, phase.readers)
     large = sum(Path(f).stat().st_size for f in shards.files) > STREAM_ABOVE
     return shards if phase.stream or large else None
 

@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes .venv first where it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test tutorial outputs lab bench portability fuzz results format clean
+.PHONY: help demo test tutorial outputs lab bench matrix fuzz results format clean
 
 # The first of these that is CPython 3.10 to 3.12 makes .venv; `make demo PYTHON=...` chooses another.
 PYTHON ?= python3 python3.12 python3.11 python3.10
@@ -44,7 +44,7 @@ outputs: .venv/.installed ## execute all notebooks with their defaults and store
 lab: .venv/.installed ## open the notebooks in JupyterLab
 	$(KERNEL) $(RUN) -m jupyterlab notebooks
 
-portability: .venv/.installed ## write 50 pictures under twelve CPU settings and read each in all others (an hour)
+matrix: .venv/.installed ## write 50 pictures under twelve CPU settings and read each in all others (an hour)
 	PYTHONPATH=. $(RUN) tests/portability.py
 
 fuzz: .venv/.installed ## decode 5,000 altered files, in 4 GB and 10 seconds each

@@ -1,6 +1,6 @@
 """Every file opens everywhere: pictures written and read by processes whose CPU computes differently.
 
-``make portability`` writes 50 pictures of 0.01 to 12 megapixels and reads each in every setting. Photos are taken from
+``make matrix`` writes 50 pictures of 0.01 to 12 megapixels and reads each in every setting. Photos are taken from
 ``PSIC_DATA_ROOT`` (``photos``, ``kodak``, ``camera``) where it is set, else enlarged from scikit-image.
 """
 
@@ -110,7 +110,7 @@ def matrix(
 
 
 def main() -> None:
-    """``make portability``."""
+    """``make matrix``."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--pictures", type=int, default=50)
     p.add_argument("--checkpoints", nargs="+", default=["psic-q2", "psic-mbt2018-mean-q2"])

@@ -1,4 +1,4 @@
-"""Three pictures, one of 2 megapixels, under four settings: `make portability` does the same with fifty."""
+"""Three pictures, one of 2 megapixels, under four settings: `make matrix` does the same with fifty."""
 
 from pathlib import Path
 

@@ -40,7 +40,7 @@ def load_image(path: str | Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> I
             opened = Image.open(path, formats=FORMATS)
         with opened as image:
             if reason := too_large(image.height, image.width, max_pixels):
-                raise ValueError(f"{str(path)!r} has {reason}")
+                raise ValueError(f"{str(path)!r}: {reason}")
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # where the others are a phone's previews
                 warnings.warn(f"{str(path)!r} holds {frames} pictures; only the first is taken", stacklevel=2)

@@ -1,5 +1,6 @@
 """What is measured: fidelity, rate, retrieval, and attack success with its interval."""
 
+import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from psic_core.models.images import round_to_8_bits
+from psic_core.models.images import round_to_8_bits, to_pil
 
 
 class Estimate(NamedTuple):
@@ -39,6 +40,23 @@ def psnr(x_hat: Float[Tensor, "*batch 3 height width"], x: Float[Tensor, "*batch
         raise ValueError(f"x_hat {tuple(x_hat.shape)} and x {tuple(x.shape)} differ; crop both to one size")
     mse = (round_to_8_bits(x_hat).double() - round_to_8_bits(x).double()).square().mean()
     return float("inf") if mse == 0 else float(-10 * torch.log10(mse))
+
+
+def ssimulacra2(x_hat: Float[Tensor, "*batch 3 height width"], x: Float[Tensor, "*batch 3 height width"]) -> float:
+    """SSIMULACRA2 of one picture at 8 bits a channel: 100 is equal, 90 hardly to be told apart, 70 high quality.
+
+    Sneyers 2022, https://github.com/cloudinary/ssimulacra2, in the package ``ssimulacra2``: a second a megapixel.
+
+    Args:
+        x_hat: Reconstruction in [0, 1].
+        x: Original in [0, 1].
+    """
+    from ssimulacra2 import compute_ssimulacra2
+
+    files = io.BytesIO(), io.BytesIO()
+    for picture, file in zip((x, x_hat), files, strict=True):
+        to_pil(picture.reshape(1, *picture.shape[-3:])).save(file, "PNG")
+    return float(compute_ssimulacra2(*files))
 
 
 def bits_per_pixel(stream: bytes, height: int, width: int) -> float:

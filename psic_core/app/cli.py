@@ -16,10 +16,11 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from psic_core.app import cli_files, cli_lab, cli_training
+from psic_core.app import cli_files, cli_lab, cli_protect, cli_training
 from psic_core.app.words import say, sentence
 
 COMMANDS: dict[str, type] = {
+    "protect": cli_protect.Protect,
     "encode": cli_files.Encode,
     "decode": cli_files.Decode,
     "info": cli_files.Info,

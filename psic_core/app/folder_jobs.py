@@ -175,13 +175,18 @@ def run_one(job: Job, work: Work, overwrite: bool) -> str:
         FileNotFoundError: There is no source.
         ValueError: As `make`; or the output is there already, or is the source.
     """
+    checked(job, overwrite)
+    return make(job, work, load(work))
+
+
+def checked(job: Job, overwrite: bool) -> None:
+    """Raise what `run_one` raises before anything is done."""
     if not job.source.is_file():
         raise FileNotFoundError(f"no file {str(job.source)!r}")
     if job.output.exists() and job.output.samefile(job.source):
         raise ValueError(f"{str(job.output)!r} is the source itself; name another output")
     if job.output.exists() and not overwrite:
         raise ValueError(f"{str(job.output)!r} is there already; {OVERWRITE}")
-    return make(job, work, load(work))
 
 
 def make(job: Job, work: Work, model: PSIC, known: record.Record | None = None) -> str:

@@ -1,23 +1,28 @@
 """Rate against distortion over all rates, from real files; Bjøntegaard differences (the paper's Fig. 4)."""
 
+import io
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import bjontegaard
 import numpy as np
+from PIL import Image
 from pytorch_msssim import ms_ssim
+from torch import Tensor
 from tqdm import tqdm
 
 from psic_core import bitstream, keys
 from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import EvalSet
 from psic_core.lab.versions import compress_plain
-from psic_core.metrics import psnr
-from psic_core.models.images import round_to_8_bits
+from psic_core.metrics import psnr, ssimulacra2
+from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.training.checkpoints import provenance
 
 CURVES = ("plain", "full", "sealed", "protected")  # sealed: the full version of a file that holds a keyword
+#: What pictures are shared as: Pillow's options, and qualities whose rates reach over those of the four models.
+RIVALS = {"jpeg": ({"optimize": True}, (8, 15, 25, 40, 60)), "webp": ({"method": 6}, (2, 12, 30, 50, 75))}
 SMALLEST = 161  # pixels a side that MS-SSIM's five scales need
 
 #: CompressAI's own bmshj2018-hyperprior, MSE, Kodak, 8-bit pictures, qualities 1 to 8: its repository,
@@ -36,18 +41,21 @@ def rate_distortion(pairs: Mapping[str, tuple[PSIC, PSIC]], data: EvalSet) -> di
         data: From `psic_core.datasets.eval_sets.eval_set`.
 
     Returns:
-        ``points[rate][curve]`` with ``bpp``, ``psnr`` (dB, mean over pictures), ``ms_ssim`` where pictures are large
-        enough; ``bd_rate[curve]`` in percent and ``bd_psnr[curve]`` in dB
-        against ``plain`` (None where fewer than two rates were coded, or the curves share no quality); JSON-ready.
+        ``points[rate][curve]`` with ``bpp``, ``psnr`` (dB, mean over pictures), ``ssimulacra2``, and ``ms_ssim`` where
+        pictures are large enough; ``rivals[codec]``, a list of such points, of `RIVALS`; ``bd_rate[curve]`` in percent
+        and ``bd_psnr[curve]`` in dB against ``plain`` (None where fewer than two rates were coded, or the curves share
+        no quality), and ``plain`` against the rivals and CompressAI's published curve; JSON-ready.
     """
     points = {name: _points(model, plain, data) for name, (model, plain) in pairs.items()}
-    curves = {c: {k: [p[c][k] for p in points.values()] for k in ("bpp", "psnr")} for c in CURVES}
+    curves = {c: _curve([p[c] for p in points.values() if c in p]) for c in CURVES}
     report = {"dataset": data.name, "n": data.size, "points": points}
+    report["rivals"] = {name: [_coded(name, q, data) for q in qualities] for name, (_, qualities) in RIVALS.items()}
     report["bd_rate"] = {c: bd_rate(curves["plain"], curves[c]) for c in CURVES[1:]}
     report["bd_psnr"] = {c: bd_psnr(curves["plain"], curves[c]) for c in CURVES[1:]}
+    anchors = {name: _curve(found) for name, found in report["rivals"].items()}
     if data.name == "kodak":
-        report["published"] = {k: list(v) for k, v in PUBLISHED.items()}
-        report["bd_psnr"]["plain against published"] = bd_psnr(PUBLISHED, curves["plain"])
+        anchors["published"] = report["published"] = {k: list(v) for k, v in PUBLISHED.items()}
+    report["bd_psnr"] |= {f"plain against {name}": bd_psnr(curve, curves["plain"]) for name, curve in anchors.items()}
     return report | {"provenance": provenance()}
 
 
@@ -70,8 +78,8 @@ def table(report: Mapping[str, Any]) -> str:
     """A report as plain text."""
     lines = [f"{report['dataset']}: {report['n']} pictures"]
     for name, by in report["points"].items():
-        shown = "  ".join(f"{c} {by[c]['bpp']:.3f} bpp {by[c]['psnr']:.2f} dB" for c in CURVES)
-        lines.append(f"{name:10} {shown}")
+        lines += [_line(f"{name} {c}", point) for c, point in by.items() if c != "sealed"]
+    lines += [_line(name, point) for name, found in report.get("rivals", {}).items() for point in found]
     for key, unit in (("bd_rate", "%"), ("bd_psnr", "dB")):
         known = {c: v for c, v in report[key].items() if v is not None}
         lines += [f"{key} against plain: {c} {v:+.2f} {unit}" for c, v in known.items()]
@@ -79,27 +87,58 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, float]]:
-    total: dict[str, dict[str, list[float]]] = {c: {"bpp": [], "psnr": [], "ms_ssim": []} for c in CURVES}
+    """Every curve's point of one rate; a codec without triggers has one curve."""
+    total: dict[str, list[dict[str, float]]] = {c: [] for c in (CURVES if model.kind == "psic" else CURVES[:1])}
     for i in tqdm(range(data.size), desc=f"{data.name}, rate {model.config.quality}", mininterval=2):
         x = data.picture(i)[None]
         file = model.compress(x)
         plain_file = compress_plain(plain, x, model, file)
+        total["plain"].append(_judged(len(plain_file), plain.decompress_tensor(plain_file), x))
+        if model.kind != "psic":
+            continue
         stream = bitstream.unpack(file)
         y_hat = model.latents(stream)
         full = model.picture(y_hat, stream.size, model.full_condition())
-        decoded = {
-            "plain": (len(plain_file), plain.decompress_tensor(plain_file)),
-            "full": (len(file), full),
-            "sealed": (len(file) + bitstream.CHUNK_BYTES + keys.SLOT_BYTES, full),
-            "protected": (len(file), model.picture(y_hat, stream.size, None)),
-        }
-        for curve, (size, picture) in decoded.items():
-            picture = round_to_8_bits(picture)
-            total[curve]["bpp"].append(8 * size / (x.shape[-1] * x.shape[-2]))
-            total[curve]["psnr"].append(min(psnr(picture, x), 100.0))
-            if min(x.shape[-2:]) >= SMALLEST:
-                total[curve]["ms_ssim"].append(float(ms_ssim(picture, x, data_range=1.0)))
-    return {c: {k: fmean(v) for k, v in by.items() if v} for c, by in total.items()}
+        total["full"].append(_judged(len(file), full, x))
+        sealed = len(file) + bitstream.CHUNK_BYTES + keys.SLOT_BYTES
+        total["sealed"].append(total["full"][-1] | {"bpp": 8 * sealed / x[0, 0].numel()})
+        total["protected"].append(_judged(len(file), model.picture(y_hat, stream.size), x))
+    return {curve: _mean(found) for curve, found in total.items()}
+
+
+def _coded(name: str, quality: int, data: EvalSet) -> dict[str, float]:
+    """One of `RIVALS` at one quality."""
+    found = []
+    for x in tqdm((data.picture(i)[None] for i in range(data.size)), f"{name} {quality}", data.size, mininterval=2):
+        to_pil(x).save(file := io.BytesIO(), name, quality=quality, **RIVALS[name][0])
+        found.append(_judged(file.tell(), to_tensor(Image.open(file)), x))
+    return _mean(found)
+
+
+def _judged(size: int, x_hat: Tensor, x: Tensor) -> dict[str, float]:
+    """What a file of so many bytes costs and shows."""
+    x_hat = round_to_8_bits(x_hat)
+    point = {
+        "bpp": 8 * size / x[0, 0].numel(),
+        "psnr": min(psnr(x_hat, x), 100.0),
+        "ssimulacra2": ssimulacra2(x_hat, x),
+    }
+    if min(x.shape[-2:]) >= SMALLEST:
+        point["ms_ssim"] = float(ms_ssim(x_hat, x, data_range=1.0))
+    return point
+
+
+def _mean(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {k: fmean(p[k] for p in points) for k in points[0]}
+
+
+def _curve(points: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {k: [p[k] for p in points] for k in ("bpp", "psnr")}
+
+
+def _line(name: str, point: Mapping[str, float]) -> str:
+    more = f"  MS-SSIM {point['ms_ssim']:.4f}" if "ms_ssim" in point else ""
+    return f"{name:20} {point['bpp']:.3f} bpp  {point['psnr']:.2f} dB  SSIMULACRA2 {point['ssimulacra2']:5.1f}{more}"
 
 
 def _bd(measure: Any, anchor: Mapping[str, Sequence[float]], test: Mapping[str, Sequence[float]], shared: str) -> Any:

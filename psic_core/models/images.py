@@ -61,7 +61,8 @@ def save_image(image: Image.Image, path: Path, suffix: str) -> None:
     """
     if suffix.lower() not in (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg"):
         raise ValueError(f"cannot tell the picture format of a name that ends in {suffix!r}; end its name in .png")
-    image.save(path, format={"jpg": "jpeg", "tif": "tiff"}.get(name := suffix[1:].lower(), name))
+    kind = {"jpg": "jpeg", "tif": "tiff"}.get(name := suffix[1:].lower(), name)
+    image.save(path, format=kind, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

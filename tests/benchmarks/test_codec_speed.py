@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
+import pytest
 import torch
 from compressai.losses import RateDistortionLoss
 from compressai.models import ScaleHyperprior
@@ -128,3 +129,21 @@ def test_a_training_step_takes_as_long_as_compressais_own(own: ScaleHyperprior, 
 
     ratio = in_turns(benchmark, "training step 8x128x128", ours, compressai_step(own, pictures / 255), 15)
     assert ratio <= 1.25  # it also draws its batch, decodes with triggers and logs
+
+
+def test_a_training_step_in_bfloat16_gains_where_the_processor_has_it(benchmark: BenchmarkFixture):
+    """ScaleHyperprior(128, 192) on 8 x 256 x 256, the step that trains the codec: the new path against float32's."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor has no bfloat16: training stays in float32 here")
+    pictures = Pairs(torch.randint(256, (8, 3, 256, 256), dtype=torch.uint8), [()] * 8)
+    runs = {}
+    for precision in ("auto", "float32"):
+        model = PSIC.build(CodecConfig(n=128, m=192))
+        model.kind = "plain"
+        runs[precision] = Trainer(model, pictures, TrainConfig(batch_size=8, crop=256, precision=precision))
+    amx = torch.cpu._is_amx_tile_supported()
+    about = {"amx": str(amx)}
+    ratio = in_turns(
+        benchmark, "training step 8x256x256", runs["auto"].train_step, runs["float32"].train_step, 5, about
+    )
+    assert ratio <= (1 / 3 if amx else 2 / 3)

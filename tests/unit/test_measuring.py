@@ -1,5 +1,6 @@
 """Rate-distortion curves, the audit of wrong keywords: from the command to the figures in its file."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab import wrong_keywords
 from psic_core.lab.evaluate import pack_flips, unpack_flips
-from psic_core.lab.rate_distortion import CURVES, PUBLISHED, bd_psnr, bd_rate, rate_distortion
+from psic_core.lab.rate_distortion import CURVES, PUBLISHED, RIVALS, bd_psnr, bd_rate, rate_distortion
 from psic_core.metrics import Flips, attack_success_rate, count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits, to_pil
 from psic_core.models.vlp import load_target
@@ -130,6 +131,21 @@ def test_rd_measures_real_files(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert set(point) == set(CURVES)
     assert 0 < point["full"]["ms_ssim"] < 1
     assert report["published"]["bpp"] == list(PUBLISHED["bpp"])
+    options, qualities = RIVALS["jpeg"]
+    sizes = [len(file_bytes(data.picture(i), "jpeg", quality=qualities[1], **options)) for i in range(2)]
+    assert report["rivals"]["jpeg"][1]["bpp"] == pytest.approx(sum(8 * n / (176 * 170) for n in sizes) / 2)
+    assert [p["psnr"] for p in report["rivals"]["webp"]] == sorted(p["psnr"] for p in report["rivals"]["webp"])
+    assert set(report["bd_psnr"]) == {
+        *CURVES[1:],
+        "plain against jpeg",
+        "plain against webp",
+        "plain against published",
+    }
+
+
+def file_bytes(x: torch.Tensor, kind: str, **options: int) -> bytes:
+    to_pil(x[None]).save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
 
 
 def test_small_pictures_have_no_ms_ssim(folder: Path):
@@ -137,8 +153,9 @@ def test_small_pictures_have_no_ms_ssim(folder: Path):
     model, plain = build(1), build(1)
     plain.kind = "plain"
     report = rate_distortion({"1": (model, plain)}, small)
-    assert set(report["points"]["1"]["full"]) == {"bpp", "psnr"}
+    assert set(report["points"]["1"]["full"]) == {"bpp", "psnr", "ssimulacra2"}
     assert report["bd_rate"]["full"] is None
+    assert set(rate_distortion({"1": (plain, plain)}, small)["points"]["1"]) == {"plain"}
 
 
 # --- wrong keywords ---------------------------------------------------------------------------------

@@ -4,9 +4,18 @@ import math
 
 import pytest
 import torch
+from models import picture
 from torch import Tensor
 
-from psic_core.metrics import attack_success_rate, balanced_accuracy, bits_per_pixel, correct_at_k, psnr, recall_at_k
+from psic_core.metrics import (
+    attack_success_rate,
+    balanced_accuracy,
+    bits_per_pixel,
+    correct_at_k,
+    psnr,
+    recall_at_k,
+    ssimulacra2,
+)
 
 
 def flags(*values: int) -> Tensor:
@@ -279,3 +288,11 @@ def test_balanced_accuracy_of_no_pictures_is_no_number():
 def test_balanced_accuracy_names_both_shapes_where_they_differ():
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 1\)"):
         balanced_accuracy(torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool))
+
+
+def test_ssimulacra2_is_100_for_equal_pictures_and_falls_with_noise():
+    x = picture(64, 80)
+    scores = [ssimulacra2((x + s * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1), x)
+              for s in (0, 0.02, 0.1)]  # fmt: skip
+    assert scores[0] == pytest.approx(100)
+    assert scores[0] > scores[1] > scores[2]

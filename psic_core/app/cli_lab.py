@@ -25,6 +25,7 @@ class Evaluate:
     classes: Path | None = None  # for photos: a text file, one class name a line
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT), or your photos, captioned or in classes
     limit: int | None = None  # the first so many pictures
+    side: int | None = None  # shorter side in pixels that photos are coded at; 0: as they are; None: the set's own way
 
     def run(self) -> None:
         """Measure, write and print."""
@@ -37,7 +38,7 @@ class Evaluate:
         names = [line.strip() for line in lines if line.strip()] if self.classes else None
         if len(self.dataset) > 1 and "{dataset}" not in str(self.json):
             raise ValueError(f"{self.json} would be written {len(self.dataset)} times; put {{dataset}} into its name")
-        sets = [eval_set(name, self.data_root, self.limit, classes=names) for name in self.dataset]
+        sets = [eval_set(name, self.data_root, self.limit, self.side, names) for name in self.dataset]
         model, plain = load_checkpoint(self.checkpoint), load_plain(self.checkpoint, self.plain)
         targets = [load_target(name) for name in self.target]
         for data in sets:

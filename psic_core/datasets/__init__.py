@@ -10,6 +10,7 @@ DataSet = Literal[
     "flickr8k-all",
     "celeba",
     "imagenet",
+    "coco",
     "kodak",
     "photos",
     "captioned",

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
+from torchvision.transforms.functional import InterpolationMode, resize
 
 from psic_core.config import data_dir, data_root
 from psic_core.datasets import DATASETS
@@ -50,7 +51,7 @@ def eval_set(
     name: str,
     root: str | Path | None = None,
     limit: int | None = None,
-    size: int = 160,
+    side: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> EvalSet:
     """A data set by name.
@@ -58,16 +59,17 @@ def eval_set(
     Args:
         name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures). In the data root live ``flickr8k``
             (its test split; ``-dev`` and ``-all``: 1,000 and 8,091 pictures), ``celeba`` (the figures that are
-            reported take the first 1,000), ``imagenet`` and ``kodak``. The last three are any folder, given as
-            ``root``: ``photos``, of which nothing is known; ``captioned`` (see `CaptionedFolder`); ``classes``
-            (see `labelled`).
+            reported take the first 1,000), ``imagenet``, ``coco`` (380 captioned photos) and ``kodak``. The last three
+            are any folder, given as ``root``: ``photos``, of which nothing is known; ``captioned`` (see
+            `CaptionedFolder`); ``classes`` (see `labelled`).
         root: The data root, or that folder.
         limit: At most so many pictures, the first ones.
-        size: Side in pixels of the squares that pictures are made into; ``kodak`` and ``photos`` stay as they are.
+        side: Shorter side in pixels that whole pictures are scaled to; 0 leaves them as they are. ``None`` is each
+            set's own way: ``kodak``, ``coco`` and ``photos`` stay as they are, the others become squares of 160.
         classes: What the model may call one of ``photos``; default `PHOTO_CLASSES`. The other sets have their own.
 
     Raises:
-        ValueError: Unknown name, a limit below 1, classes that do not fit, a list in another form.
+        ValueError: Unknown name, a limit below 1, a negative side, classes that do not fit, a list in another form.
         FileNotFoundError: The data is not there.
     """
     if limit is not None and limit < 1:
@@ -76,13 +78,30 @@ def eval_set(
         raise ValueError(f"{len(set(classes))} classes for {name!r}: give at least two, and only for photos")
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+    if side is not None and side < 0:
+        raise ValueError(f"side {side}: give a number of pixels, or 0 for pictures as they are")
     if name == "scenes":
-        return _scenes(limit or 500, size)
-    base = data_root(root)
+        return _scenes(limit or 500, side or 160)
+    found = _real(name, data_root(root), limit, 160 if side is None else None, classes)
+    if side:
+        whole = found.picture
+        found.picture = lambda i: scaled(whole(i), side)
+    return found
+
+
+def scaled(x: Float[Tensor, "3 height width"], side: int) -> Float[Tensor, "3 rows columns"]:
+    """A whole picture with a shorter side of so many pixels, bicubic and antialiased."""
+    return resize(x, [side], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+
+
+def _real(name: str, base: Path, limit: int | None, size: int | None, classes: Sequence[str] | None) -> EvalSet:
+    """One of the sets on disk, as squares of ``size`` pixels or, ``None``, as they are."""
     if name == "photos":
         return _of(name, Folder(base), limit, classes=tuple(classes or PHOTO_CLASSES))
     if name == "kodak":  # fidelity alone: nothing is known of its pictures
         return _of(name, Folder(base / name), limit)
+    if name == "coco":
+        return _captions(name, CaptionedFolder(base / "coco_pairs"), limit)
     if name == "celeba":
         return _celeba(CelebA(base / name, size), limit)
     if name == "imagenet":

@@ -103,8 +103,8 @@ class CaptionedFolder(Folder):
             )
         captions = read_captions(path)
         first = next(iter(captions))
-        inside = not (self.root / first).is_file() and (self.root / "Images" / first).is_file()
-        base = self.root / "Images" if inside else self.root
+        places = (self.root, self.root / "Images", self.root / "images")
+        base = next((place for place in places if (place / first).is_file()), self.root)
         self.files = _on_disk([base / name for name in captions], path.name)
         self.captions: tuple[tuple[str, ...], ...] = tuple(captions.values())
 

@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_scenes_by_name_are_the_held_out_ones():
-    found = eval_set("scenes", limit=3, size=64)
+    found = eval_set("scenes", limit=3, side=64)
     scene = Scenes("test", 3, 64)[2]
     assert (found.name, found.size) == ("scenes", 3)
     assert torch.equal(found.picture(2), scene.image)
@@ -54,8 +54,8 @@ def test_scenes_by_name_are_the_held_out_ones():
 @pytest.mark.parametrize("limit", [None, 1, 9])
 def test_real_data_sets_by_name(limit: int | None, root: Path):
     n = 1 if limit == 1 else 2
-    flickr = eval_set("flickr8k", root, limit, 64)
-    assert (flickr.size, len(flickr.captions), flickr.picture(0).shape) == (n, n, (3, 64, 64))
+    flickr = eval_set("flickr8k", root, limit)
+    assert (flickr.size, len(flickr.captions), flickr.picture(0).shape) == (n, n, (3, 160, 160))
     celeba = eval_set("celeba", root, limit, 64)
     assert celeba.attributes.tolist() == [[True, False], [False, False]][:n]
     assert celeba.attribute_prompts == face_prompts(["Wearing_Hat", "Young"])
@@ -66,9 +66,16 @@ def test_real_data_sets_by_name(limit: int | None, root: Path):
 
 
 def test_the_splits_of_flickr8k_by_name(root: Path):
-    sizes = {name: eval_set(name, root, size=32).size for name in DATASETS if name.startswith("flickr8k")}
+    sizes = {name: eval_set(name, root).size for name in DATASETS if name.startswith("flickr8k")}
     assert sizes == {"flickr8k": 2, "flickr8k-dev": 1, "flickr8k-all": 2}
     assert eval_set("flickr8k-dev", root).captions == [tuple(f"caption {j} of 1" for j in range(5))]
+
+
+def test_a_side_scales_whole_pictures_and_0_leaves_them_as_they_are(root: Path):
+    shapes = {side: eval_set("celeba", root, 1, side).picture(0).shape for side in (None, 0, 25, 100)}
+    assert shapes == {None: (3, 160, 160), 0: (3, 50, 70), 25: (3, 25, 35), 100: (3, 100, 140)}
+    with pytest.raises(ValueError, match="side -1"):
+        eval_set("kodak", root, side=-1)
 
 
 # --- any folder -------------------------------------------------------------------------------------
@@ -90,13 +97,13 @@ def test_captioned_reads_a_folder_with_captions(limit: int | None, tmp_path: Pat
     n = 1 if limit == 1 else 2
     assert (found.name, found.size) == ("captioned", n)
     assert found.captions == [("a dog", "a black dog"), ("a cat, asleep",)][:n]
-    assert found.picture(0).shape == (3, 32, 32)
+    assert found.picture(0).shape == (3, 32, 44)  # of 50 x 70, whole
     assert found.picture(0).max() == pytest.approx(100 / 255)
     assert found.classes is found.labels is found.attributes is None
 
 
 def test_captioned_reads_flickr8k_as_it_is(root: Path):
-    ours, theirs = eval_set("captioned", root / "flickr8k", size=32), eval_set("flickr8k-all", root, size=32)
+    ours, theirs = eval_set("captioned", root / "flickr8k"), eval_set("flickr8k-all", root)
     assert (ours.captions, ours.size) == (theirs.captions, theirs.size)
     assert torch.equal(ours.picture(1), theirs.picture(1))
 
@@ -106,7 +113,7 @@ def test_classes_reads_a_folder_for_each_class(tmp_path: Path):
         for i in range(2):
             paint(tmp_path / folder / f"{i}.png")
     found = eval_set("classes", tmp_path, 4, 32)
-    assert (found.name, found.size, found.picture(3).shape) == ("classes", 4, (3, 32, 32))
+    assert (found.name, found.size, found.picture(3).shape) == ("classes", 4, (3, 32, 44))
     assert found.classes == ("dog", "palm tree", "tabby cat")
     assert found.labels.tolist() == [0, 1, 2, 0]  # a limit takes some of every class
     assert found.captions is found.attributes is None
@@ -146,7 +153,7 @@ def test_an_unknown_attribute_is_named(root: Path):
 
 @pytest.mark.parametrize(
     ("name", "limit", "says"),
-    [("coco", None, "unknown data set 'coco'.*photos"), ("scenes", 0, "limit 0"), ("photos", -1, "limit -1")],
+    [("voc", None, "unknown data set 'voc'.*photos"), ("scenes", 0, "limit 0"), ("photos", -1, "limit -1")],
 )
 def test_names_and_limits_that_do_not_fit_are_named(name: str, limit: int | None, says: str, root: Path):
     with pytest.raises(ValueError, match=says):

@@ -35,7 +35,7 @@ def rebuilt(header: bytearray, strings: list[bytes], chunks: list[tuple[bytes, b
 def mutants(data: bytes, number: int, seed: int = 0) -> Iterator[bytes]:
     """So many altered copies of a file with two strings and a keyword slot; each has one to three alterations."""
     rng, stream = random.Random(seed), bitstream.unpack(data)
-    for _ in range(number):
+    while number:
         header, strings, skew = bytearray(data[:37]), list(stream.strings), 0
         chunks = [(b"SLOT", slot) for slot in stream.slots]
         for _ in range(rng.choice((1, 1, 2, 3))):
@@ -55,6 +55,7 @@ def mutants(data: bytes, number: int, seed: int = 0) -> Iterator[bytes]:
                 skew = rng.choice((-61, -1, 1, 61, 2**31))
         mutant = rebuilt(header, strings, chunks, skew)
         if mutant != data:
+            number -= 1
             yield mutant
 
 

@@ -55,28 +55,54 @@ def rate_distortion_loss(
     return RateDistortion(lmbda * 255**2 * mse + bpp, bpp, mse)
 
 
-def masked_mse(
-    x_hat: Float[Tensor, "batch 3 height width"],
-    x: Float[Tensor, "batch 3 height width"],
-    window: int = 9,
-    contrast: float = 0.04,
-) -> Float[Tensor, ""]:
-    """Squared error, weighted by how well each place shows it: eyes see noise in a sky, not in grass.
+def flatness(
+    x: Float[Tensor, "batch 3 height width"], window: int = 9, contrast: float = 0.04
+) -> Float[Tensor, "batch 1 height width"]:
+    """How well each place of a picture shows a change: eyes see noise in a sky, not in grass.
 
-    The weight is ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around
-    the place: 2 where x is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. So smooth places and
-    smooth pictures, which the codec keeps well, are touched least. A stand-in for contrast masking; not in the paper.
+    ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
+    is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
 
     Args:
-        x_hat: Reconstruction, unclamped.
         x: Picture in [0, 1].
         window: Side of the neighbourhood in pixels, odd.
         contrast: The sigma, in [0, 1], of weight 1.
     """
     grey = x.detach().mean(1, keepdim=True)
     mean, square = (functional.avg_pool2d(v, window, 1, window // 2, count_include_pad=False) for v in (grey, grey**2))
-    weight = 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
-    return (weight * (x_hat - x) ** 2).mean()
+    return 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
+
+
+def masked_mse(
+    x_hat: Float[Tensor, "batch 3 height width"], x: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, ""]:
+    """Squared error, weighted by `flatness`: smooth places, which the codec keeps well, are touched least.
+
+    Args:
+        x_hat: Reconstruction, unclamped.
+        x: Picture in [0, 1].
+    """
+    return (flatness(x) * (x_hat - x) ** 2).mean()
+
+
+def grid_mse(
+    delta: Float[Tensor, "batch 3 height width"], x: Float[Tensor, "batch 3 height width"], period: int = 16
+) -> Float[Tensor, ""]:
+    """Squared error of the part of a change that repeats every ``period`` pixels where x is flat: a grid in a sky.
+
+    The change is averaged over the tiles of each picture, by `flatness`. A pattern that repeats survives whole; one
+    that follows the picture averages out. A stand-in for what eyes see; not in the paper.
+
+    Args:
+        delta: Protected minus what it should look like.
+        x: Picture in [0, 1].
+        period: Of the decoder's steps together, in pixels.
+    """
+    rows, columns = (side // period * period for side in x.shape[-2:])
+    weight = flatness(x)
+    tiles = (functional.pixel_unshuffle(v[..., :rows, :columns], period) for v in (weight * delta, weight))
+    change, total = (t.sum((2, 3)) for t in tiles)
+    return (change / total.repeat(1, 3).clamp_min(1e-6)).square().mean()
 
 
 def uaeo_loss(

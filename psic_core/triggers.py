@@ -90,9 +90,10 @@ class Injection(nn.Module):
 class Rung(nn.Module):
     """One stage of the ladder: what the decoder has there and what the rung below found -> the stage's trigger.
 
-    ``h + shift(beta) + gate(beta) * write(u)``, with ``u`` a small network's reading of ``h``, of the state of the rung
-    below and of the mean over the whole picture. The condition opens the gates, channel by channel; ``u`` does not
-    depend on it. `Injection` sees a few pixels of one stage; a ladder sees the picture, and its rungs agree.
+    ``h + gate(beta) * write(u)``, with ``u`` a small network's reading of ``h``, of the state of the rung below and of
+    the mean over the whole picture. The condition opens the gates, channel by channel; ``u`` does not depend on it.
+    `Injection` sees a few pixels of one stage; a ladder sees the picture, and its rungs agree. Nothing is added that is
+    the same everywhere: behind a decoder that enlarges step by step a constant becomes a grid, which eyes find.
 
     Args:
         dim: Length of the condition vector.
@@ -105,7 +106,7 @@ class Rung(nn.Module):
 
     def __init__(self, dim: int, channels: int, hidden: int, width: int, below: int, depth: int) -> None:
         super().__init__()
-        self.cltg = CLTG(dim, 2 * channels, hidden)
+        self.cltg = CLTG(dim, channels, hidden)
         self.read = nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(1, width))
         self.rise = nn.Conv2d(below, width, 1) if below else None
         self.everywhere = nn.Linear(width, width)
@@ -129,8 +130,7 @@ class Rung(nn.Module):
         u = u + self.everywhere(u.mean((2, 3)))[:, :, None, None]
         for block in self.blocks:
             u = u + block(u)
-        shift, gate = self.cltg(beta, key).chunk(2, dim=1)
-        return h + shift + gate * self.write(functional.relu(u)), u
+        return h + self.cltg(beta, key) * self.write(functional.relu(u)), u
 
 
 class ConditionalSynthesis(nn.Module):

@@ -57,7 +57,7 @@ RECIPES = {
         "psic-qN: codec-qN gets its triggers, a ladder of them, against two readers and through platforms",
         {
             "two": TrainConfig("two", 10_000, 32, 160, learning_rate=1e-3, warmup=200, eot=0.5, gamma=120,
-                               final_gamma=30, pool=128, log_every=20, **SHIELD),
+                               final_gamma=25, pool=128, log_every=20, grid=4.0, **SHIELD),
         },
         Phase((*_OURS, "photos"), init="codec-q{quality}", target="lite-clip+lite1-clip",
               codec=replace(_WIDE, ladder=24)),

@@ -25,6 +25,7 @@ from psic_core.objectives import (
     RateDistortion,
     attack_loss,
     gradient_norm,
+    grid_mse,
     masked_mse,
     rate_distortion_loss,
     wrong_conditions,
@@ -188,6 +189,9 @@ class Trainer:
         if config.masking:
             seen = masked_mse(x_hat, batch.x)
             loss, row["psnr_masked"] = loss + config.lmbda * config.masking * 255**2 * seen, _psnr(seen)
+        if config.grid:
+            seen = grid_mse(x_hat - batch.x, batch.x)
+            loss, row["grid"] = loss + config.lmbda * config.grid * 255**2 * seen, 255**2 * seen.detach()
         return loss, row | _row(loss, rd)
 
     def autocast(self) -> torch.autocast:

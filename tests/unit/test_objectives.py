@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from psic_core.evidence import target_captions
-from psic_core.objectives import authors_loss, naive_loss, rate_distortion_loss, uaeo_loss
+from psic_core.objectives import authors_loss, grid_mse, naive_loss, rate_distortion_loss, uaeo_loss
 
 # Similarities whose softmax is a ratio of whole numbers: c = s ln w, three pictures by four captions.
 WEIGHTS = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 1.0, 3.0], [3.0, 1.0, 1.0, 1.0]])
@@ -263,3 +263,18 @@ def test_gradients_of_rate_and_distortion():
     rate_distortion_loss(x_hat, x, {"y": p}, lmbda=0.1).loss.backward()
     assert torch.allclose(x_hat.grad, torch.full_like(x, 0.1 * 255**2 * 2 * 2 / 12))
     assert torch.allclose(p.grad, torch.full_like(p, -1 / (0.5 * math.log(2) * 4)))
+
+
+# --- grids ------------------------------------------------------------------------------------------
+
+
+def test_a_grid_counts_where_the_picture_is_flat_and_noise_does_not():
+    rng = torch.Generator().manual_seed(0)
+    flat, busy = torch.full((2, 3, 70, 96), 0.5), torch.rand(2, 3, 70, 96, generator=rng)
+    pattern = torch.randn(1, 3, 8, 8, generator=rng).repeat(2, 1, 9, 12)[..., :70, :]
+    noise = torch.randn(2, 3, 70, 96, generator=rng)
+    whole = pattern[..., :64, :].square().mean()
+    assert grid_mse(pattern, flat) == pytest.approx(float(whole), rel=1e-4)
+    assert grid_mse(noise, flat) < 0.1 * grid_mse(pattern, flat)
+    half = torch.cat([flat[..., :48], busy[..., 48:]], -1)
+    assert grid_mse(torch.cat([0 * pattern[..., :48], pattern[..., 48:]], -1), half) < 0.02 * whole

@@ -29,6 +29,7 @@ not forgeries. Nothing here authenticates the sender.
 import struct
 import zlib
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from psic_core import keys
@@ -40,6 +41,7 @@ MAX_PIXELS = 50_000_000  # that a decoder allocates for, unless its caller allow
 MAX_STRINGS = 32
 MAX_SLOTS = 16
 MAX_CHUNK = 4096  # bytes of content
+MAX_CHUNKS = 2**16  # bytes of all chunks
 
 # CompressAI 1.2.8's image models. The index is the identifier in the file: only ever append.
 ARCHITECTURES: tuple[str, ...] = (
@@ -75,7 +77,7 @@ class Stream(NamedTuple):
         height: of the picture before padding, in pixels, 1..65535.
         width: likewise.
         strings: the entropy-coded strings, 1..32, in CompressAI's order.
-        checksum: of the symbols that the decoder must arrive at, `psic_core.entropy.Coded.checksum`.
+        checksum: of the symbols that the decoder must arrive at, `psic_core.models.entropy.Coded`.
         slots: keyword slots, at most 16; `psic_core.keys.seal` makes them from `binding`.
         chunks: others, as (type, content): type of 4 letters, content of at most 4 KB.
     """
@@ -138,6 +140,7 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> Stream:
         raise BitstreamError(f"flags are {flags:#x}, of which this code knows {_PORTABLE:#x}: update psic_core")
     if reason := too_large(height, width, max_pixels):
         raise BitstreamError(reason)
+    _whole("bytes of chunks", extra, 0, MAX_CHUNKS)
     chunks, *strings = _split(data, header_bytes(len(lengths)), (extra, *lengths))
     slots, others = _chunks(chunks)
     name = _NAMES.get(architecture, f"number {architecture}")
@@ -195,12 +198,15 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def _chunks(data: bytes) -> tuple[tuple[bytes, ...], tuple[tuple[bytes, bytes], ...]]:
     """Keyword slots, and other chunks."""
-    slots, others = [], []
-    while data:
-        if len(data) < _CHUNK.size or len(data) - _CHUNK.size < (length := _CHUNK.unpack_from(data)[1]):
+    slots, others, start = [], [], 0
+    while start < len(data):
+        head = data[start : start + _CHUNK.size].ljust(_CHUNK.size, b"\0")
+        kind, length, crc = _CHUNK.unpack(head)
+        start += _CHUNK.size
+        content = data[start : start + length]
+        start += length
+        if start > len(data):
             raise BitstreamError("the chunks after the header are damaged: the last one is cut off")
-        kind, _, crc = _CHUNK.unpack_from(data)
-        content, data = data[_CHUNK.size : _CHUNK.size + length], data[_CHUNK.size + length :]
         if zlib.crc32(kind + content) != crc:
             what = "a keyword slot" if kind == _SLOT else f"chunk {kind!r}"
             raise BitstreamError(f"{what} is damaged: its CRC-32 is wrong; use another copy")
@@ -244,11 +250,8 @@ def _split(data: bytes, start: int, sizes: Sequence[int]) -> tuple[bytes, ...]:
         raise BitstreamError(f"file ends after {len(data)} of {total} bytes")
     if len(data) > total:
         raise BitstreamError(f"file has {len(data) - total} bytes too many after its {total}")
-    parts = []
-    for size in sizes:
-        parts.append(data[start : start + size])
-        start += size
-    return tuple(parts)
+    ends = list(accumulate(sizes, initial=start))
+    return tuple(data[i:j] for i, j in pairwise(ends))
 
 
 def _check(stream: Stream) -> None:
@@ -257,9 +260,7 @@ def _check(stream: Stream) -> None:
         if not isinstance(value := getattr(stream, name), tuple):
             raise BitstreamError(f"{name} is {type(value).__name__}, not a tuple")
     if not isinstance(stream.architecture, str) or stream.architecture not in _IDS:
-        known = ", ".join(_IDS)
-        found = f"architecture {stream.architecture!r}"
-        raise BitstreamError(f"{found} is not among {known}: update psic_core")
+        raise BitstreamError(f"architecture {stream.architecture!r} is not among {', '.join(_IDS)}: update psic_core")
     _whole("quality", stream.quality, 0, 255)
     _whole("portable", stream.portable, 0, 1)
     _whole("checksum", stream.checksum, 0, _U32_MAX)

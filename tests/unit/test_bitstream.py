@@ -189,6 +189,7 @@ def test_message_says_what_is_wrong(data: bytes, says: str):
         (5, b"\x0d", "architecture 'number 13' is not among .*: update psic_core"),
         (7, b"\x03", "flags are 0x3"),
         (32, b"\xff", "file ends"),
+        (32, struct.pack("<I", 2**16 + 1), "bytes of chunks is 65537"),
         (32, bytes(4), "bytes too many"),
         (16, bytes(4), "height is 0"),
         (20, struct.pack("<I", 65536), "120 x 65536 pixels: a side has at most 65535"),

@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes .venv first where it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test tutorial outputs lab bench matrix fuzz results format clean
+.PHONY: help demo check test tutorial outputs lab bench matrix fuzz results format clean
 
 # The first of these that is CPython 3.10 to 3.12 makes .venv; `make demo PYTHON=...` chooses another.
 PYTHON ?= python3 python3.12 python3.11 python3.10
@@ -12,6 +12,8 @@ RUN := .venv/bin/python
 # from the root.
 KERNEL := JUPYTER_PATH="$$PWD/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
 PAPERMILL := $(KERNEL) $(RUN) -m papermill --kernel python3 --cwd notebooks
+STYLE = $(RUN) -m ruff check && $(RUN) -m ruff format --check && .venv/bin/lint-imports
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -n auto --maxprocesses 4 --dist worksteal
 DEMO := 00_protect_a_photo.ipynb
 
 help: ## list the targets
@@ -24,12 +26,13 @@ demo: .venv/.installed ## protect photos: execute notebook 00 into build/demo
 	@printf 'Report             build/demo/report.json\nPictures and files\n'
 	@find build/demo -name '*.png' -o -name '*.psic' | sort | sed 's/^/  /'
 
-test: .venv/.installed ## check style, floors and generated pages, then run the unit and notebook tests
-	$(RUN) -m ruff check
-	$(RUN) -m ruff format --check
-	.venv/bin/lint-imports
-	$(RUN) notebooks/upkeep.py --check
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not benchmark' -p no:benchmark -n auto --maxprocesses 4 --dist worksteal
+check: .venv/.installed ## every day, a minute: style, imports, fast tests, notebook 00
+	$(STYLE)
+	$(PYTEST) -m 'not slow and not benchmark'
+
+test: .venv/.installed ## everything, minutes: style, imports, all tests, every notebook and its solutions
+	$(STYLE)
+	$(PYTEST) -m 'not benchmark'
 
 tutorial: .venv/.installed ## execute all notebooks in order, fast profile, into build/tutorial
 	@mkdir -p build/tutorial

@@ -14,6 +14,9 @@ if not jaxtyping.config.jaxtyping_disable:  # JAXTYPING_DISABLE=1 in `make bench
     jaxtyping.install_import_hook("psic_core", "runtime_checks.typechecked")
 
 from psic_core import keys
+from psic_core.codec import PSIC
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.checkpoints import load_checkpoint
 
 keys.COSTS[1] = 2**4  # a slot in no time; test_keys tests the real cost
 keys._scrypt = functools.cache(keys._scrypt)  # a passphrase takes 0.3 s only once
@@ -23,11 +26,11 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever lies in tests/benchmarks is a benchmark; whatever lies in tests/notebooks is slow."""
+    """Whatever lies in tests/benchmarks is a benchmark."""
+    benchmarks = Path(__file__).parent / "benchmarks"
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if mark := {"benchmarks": "benchmark", "notebooks": "slow"}.get(folder):
-            item.add_marker(mark)
+        if benchmarks in item.path.parents:
+            item.add_marker("benchmark")
 
 
 @pytest.fixture
@@ -43,32 +46,24 @@ def unchecked_shapes() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def lite_clip():
+def lite_clip() -> Target:
     """The reader that the shipped models were trained against."""
-    from psic_core.models.vlp import load_target
-
     return load_target("lite-clip")
 
 
 @pytest.fixture(scope="session")
-def tiny():
+def target() -> Target:
     """A small random reader."""
-    from psic_core.models.vlp import load_target
-
     return load_target("tiny")
 
 
 @pytest.fixture(scope="session")
-def psic_q2():
+def psic_q2() -> PSIC:
     """A shipped model."""
-    from psic_core.training.checkpoints import load_checkpoint
-
     return load_checkpoint("psic-q2").eval()
 
 
 @pytest.fixture(scope="session")
-def plain_q2():
+def plain_q2() -> PSIC:
     """The same without its triggers."""
-    from psic_core.training.checkpoints import load_checkpoint
-
     return load_checkpoint("psic-q2", plain=True).eval()

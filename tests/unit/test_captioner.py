@@ -20,14 +20,12 @@ from transformers import (
 )
 
 from psic_core.config import data_dir
-from psic_core.lab import captioner as module
 from psic_core.lab.captioner import (
     LENGTH,
     PAD,
     SPECIAL,
     START,
     STOP,
-    UNKNOWN,
     CaptionDecoder,
     HubCaptioner,
     LiteCaptioner,
@@ -93,57 +91,7 @@ def test_more_beams_find_the_likelier_sentence(beams: int, expected: list[int]):
     assert found.tolist() == [expected + [PAD] * (LENGTH - 2)] * 2
 
 
-def test_a_sentence_that_never_stops_is_cut_and_special_words_are_never_said():
-    endless = Table({START: {UNKNOWN: 0.5, PAD: 0.3, A: 0.2}, A: {START: 0.6, A: 0.4}})
-    assert search(endless, noise(1, 25, 1280), beams=2).tolist() == [[A] * LENGTH]
-
-
-def test_the_length_power_chooses_between_short_and_long():
-    """Of a stop (0.3) and a b c stop (0.29) the longer has the better mean."""
-    table = Table({START: {A: 1.0}, A: {STOP: 0.51, B: 0.49}, B: {C: 1.0}, C: {STOP: 1.0}})
-    short, long = (search(table, noise(1, 25, 1280), 2, power)[0].count_nonzero() for power in (0.0, 1.0))
-    assert (int(short), int(long)) == (1, 3)
-
-
 # --- lite2-captioner --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(160, 160), (32, 32), (200, 90), (1, 1)])
-def test_pictures_of_any_size_get_ids_and_sentences(size: tuple[int, int], random_captioner: LiteCaptioner):
-    ids = random_captioner.caption_ids(noise(2, 3, *size))
-    assert ids.shape == (2, LENGTH)
-    assert ids.dtype == torch.int64
-    assert not ((ids == START) | (ids == STOP) | (ids == UNKNOWN)).any()
-    sentences = random_captioner.words(ids)
-    assert sentences == random_captioner.captions(noise(2, 3, *size))
-    assert [len(s.split()) for s in sentences] == ids.ne(PAD).sum(1).tolist()
-
-
-def test_a_sentence_does_not_depend_on_the_pictures_beside_it(random_captioner: LiteCaptioner):
-    x = noise(3, 3, 160, 160)
-    assert torch.equal(random_captioner.caption_ids(x)[1:2], random_captioner.caption_ids(x[1:2]))
-
-
-def test_ids_become_words(random_captioner: LiteCaptioner):
-    ids = torch.zeros(2, LENGTH, dtype=torch.long)
-    ids[0, :3] = torch.tensor([4, 5, 7])
-    assert random_captioner.words(ids) == ["a dog runs", ""]
-
-
-def test_a_map_is_what_the_network_pools(random_captioner: LiteCaptioner):
-    x = noise(2, 3, 160, 160)
-    with torch.no_grad():
-        seen = module.prepare(x, 160, random_captioner.mean, random_captioner.std)
-        pooled = random_captioner.trunk(seen)
-    maps = random_captioner.maps(x)
-    assert maps.shape == (2, 25, 1280)
-    assert torch.allclose(maps.mean(1), pooled, atol=1e-4)
-
-
-def test_nothing_of_a_captioner_learns_or_drops_out(random_captioner: LiteCaptioner):
-    assert not any(p.requires_grad for p in random_captioner.parameters())
-    torch.nn.ModuleList([random_captioner]).train()
-    assert not any(m.training for m in random_captioner.modules())
 
 
 def write(path: Path, change: dict, metadata: dict | None) -> Path:
@@ -160,36 +108,6 @@ def test_a_captioner_is_loaded_from_a_file(tmp_path: Path):
     state = found.decoder.state_dict()
     assert all(torch.equal(state[key], value.float()) for key, value in load_file(path).items())
     assert found.decoder.embed.weight.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("change", "words", "says"),
-    [
-        ({"place": None}, WORDS, "'place' is missing"),
-        ({"backdoor": torch.zeros(1)}, WORDS, "'backdoor'"),
-        ({}, WORDS[:-1], "'embed.weight' .* does not fit 9 words"),
-        ({}, WORDS[1:], "no vocabulary"),
-        ({}, None, "no vocabulary"),
-    ],
-)
-def test_files_that_do_not_fit_are_refused(change: dict, words: tuple | None, says: str, tmp_path: Path):
-    metadata = {"vocabulary": json.dumps(words)} if words else None
-    with pytest.raises(ValueError, match=f"mine.safetensors.*{says}"):
-        load_captioner("lite2-captioner", write(tmp_path / "mine.safetensors", change, metadata))
-
-
-def test_a_damaged_file_is_refused(tmp_path: Path):
-    path = tmp_path / "mine.safetensors"
-    path.write_bytes(b"no tensors here")
-    with pytest.raises(ValueError, match="mine.safetensors is no captioner"):
-        load_captioner("lite2-captioner", path)
-    with pytest.raises(ValueError, match="mine.safetensors is no captioner"):
-        load_captioner("lite2-captioner", write(path, {}, {"vocabulary": "{"}))
-
-
-def test_an_absent_file_says_how_to_make_it(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="none.safetensors.*make_captioner"):
-        load_captioner("lite2-captioner", tmp_path / "none.safetensors")
 
 
 SHIPPED = data_dir() / "checkpoints" / "lite2-captioner.safetensors"
@@ -266,26 +184,9 @@ def test_the_papers_captioner_gives_ids_of_words_alone(blip: Path):
     assert set(" ".join(captioner.words(ids)).split()) <= {*BLIP_WORDS, "[DEC]"}
 
 
-def test_weights_that_are_not_safetensors_are_not_read(blip: Path, tmp_path: Path):
-    folder = tmp_path / "pickled"
-    folder.mkdir()
-    for file in blip.iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
-    torch.save(load_file(blip / "model.safetensors"), folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="pickled are neither cached nor reachable"):
-        load_captioner(str(folder))
-
-
 def test_without_a_network_the_papers_captioner_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
     monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="Salesforce/blip2-opt-2.7b are neither cached nor reachable"):
         load_captioner("Salesforce/blip2-opt-2.7b")
-
-
-@pytest.mark.parametrize("name", ["", "nonsense", "lite-captioner"])
-def test_an_unknown_name_says_which_there_are(name: str):
-    with pytest.raises(ValueError, match="unknown captioner '.*lite2-captioner, or"):
-        load_captioner(name)

@@ -13,11 +13,9 @@ from models import awaken
 from PIL import Image
 from skimage import data
 
-from psic_core import keys
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.lab import evaluate
 from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.training.trainer import Trainer
 
@@ -176,16 +174,6 @@ def test_a_private_model_is_rekeyed_and_sealed_with_its_passphrase(photo: Path, 
     assert pixels(tmp_path / "cat.png") == pixels(tmp_path / "psic course.png")
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "bmp", "tif", "webp"])
-def test_pictures_are_written_in_the_format_of_their_name(suffix: str, photo: Path, shipped: Path, tmp_path: Path):
-    model, file, out = shipped / "psic-q3.safetensors", tmp_path / "cat.psic", tmp_path / f"out.{suffix}"
-    psic("encode", photo, "-o", file, "--checkpoint", model)
-    psic("decode", file, "-o", out, "--checkpoint", model)
-    with Image.open(out) as image:
-        assert image.format == {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
-        assert image.size == (90, 60)
-
-
 def test_shipped_names_are_found(
     photo: Path, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -287,62 +275,12 @@ def test_evaluate_prints_a_table_and_writes_json(shipped: Path, tmp_path: Path, 
     assert "ASR %" in said
 
 
-def test_evaluate_reads_a_folder_of_photos(photo: Path, shipped: Path, tmp_path: Path):
-    out = tmp_path / "photos.json"
-    psic(
-        "evaluate", "--checkpoint", shipped / "psic-q3.safetensors", "--dataset", "photos",
-        "--data-root", photo.parent, "--target", "tiny", "--json", out,
-    )  # fmt: skip
-    report = json.loads(out.read_text())
-    assert (report["n"], set(report["score"])) == (1, {"classification"})
-
-
-def test_several_data_sets_have_a_file_each(photo: Path, shipped: Path, capsys: pytest.CaptureFixture):
-    folder, base = photo.parent / "reports", photo.parent / "root"
-    for n in (1, 2):
-        (base / "kodak").mkdir(parents=True, exist_ok=True)
-        Image.open(photo).save(base / "kodak" / f"kodim0{n}.png")
-    command = ["evaluate", "--checkpoint", shipped / "psic-q3.safetensors", "--dataset", "scenes", "kodak",
-               "--limit", 2, "--target", "tiny", "--data-root", base, "--cache", folder / "cache"]  # fmt: skip
-    assert main([str(w) for w in (*command, "--json", folder / "r.json")]) == 2
-    assert "put {dataset} into its name" in capsys.readouterr().err
-    assert main([str(w) for w in (*command, "--json", folder / "r-{dataset}.json")]) == 0
-    reports = {name: json.loads((folder / f"r-{name}.json").read_text()) for name in ("scenes", "kodak")}
-    assert [(r["dataset"], r["n"]) for r in reports.values()] == [("scenes", 2), ("kodak", 2)]
-    assert reports["kodak"]["asr"] == {}  # nothing is known of its pictures
-
-
-def test_photos_take_a_class_list_of_the_users(photo: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch):
-    seen = []
-    monkeypatch.setattr(evaluate, "evaluate", lambda model, plain, data, target, cache: seen.append(data.classes) or {})
-    monkeypatch.setattr(evaluate, "table", lambda report: "")
-    names = photo.with_name("classes.txt")
-    names.write_text("cat\n\n big dog \n")
-    psic(
-        "evaluate", "--checkpoint", shipped / "psic-q3.safetensors", "--dataset", "photos", "--classes", names,
-        "--data-root", photo.parent, "--target", "tiny", "--json", photo.with_name("r.json"),
-    )  # fmt: skip
-    assert seen == [("cat", "big dog")]
-
-
 def test_publish_sets_the_rate_and_keeps_the_secret(shipped: Path, photo: Path, tmp_path: Path):
     psic("publish", "--checkpoint", shipped / "psic-q3.safetensors", "--quality", 4, "-o", tmp_path)
     model = load_checkpoint(tmp_path / "psic-q4.safetensors")
     assert (model.kind, model.config.quality) == ("psic", 4)
     file = model.compress(Image.open(photo), "words")
     assert not torch.equal(model.decompress_tensor(file), model.decompress_tensor(file, "words"))
-
-
-def test_publish_with_less_strength_changes_the_picture_less(shipped: Path, photo: Path, tmp_path: Path):
-    changes = []
-    for strength in (1, 0.5):
-        psic("publish", "--checkpoint", shipped / "psic-q3.safetensors", "--quality", 3, "--strength", strength,
-             "-o", tmp_path)  # fmt: skip
-        model = load_checkpoint(tmp_path / "psic-q3.safetensors")
-        file = model.compress(Image.open(photo), "words")
-        changes.append((model.decompress_tensor(file) - model.decompress_tensor(file, "words")).square().mean())
-        assert model.card["strength"] == strength
-    assert 0 < changes[1] < 0.7 * changes[0]
 
 
 def steps_of(run: Path) -> list[int]:
@@ -375,48 +313,12 @@ def test_training_resumes_where_it_was_cut_short(tmp_path: Path, monkeypatch: py
     assert card["last"]["step"] == 3
 
 
-def test_a_finished_run_is_left_as_it_is(shipped: Path, tmp_path: Path):
-    run = tmp_path / "run"
-    command = ("train", "-o", run, "--init", shipped / "plain-q3.safetensors", *SHORT)
-    psic(*command)
-    card, steps = read_card(run / "model.safetensors"), steps_of(run)
-    psic(*command)
-    assert read_card(run / "model.safetensors")["card"]["last"] == card["card"]["last"]
-    assert steps_of(run) == steps
-
-
 def test_a_run_is_not_continued_with_other_options(shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     run, init = tmp_path / "run", shipped / "plain-q3.safetensors"
     psic("train", "-o", run, "--init", init, *SHORT)
     for change in (("--lmbda", "0.01"), ("--scenes", "6")):
         assert main([str(w) for w in ("train", "-o", run, "--init", init, *SHORT, *change)]) == 2
         assert "choose another --out" in capsys.readouterr().err
-
-
-def test_a_run_that_never_began_does_not_block_its_folder(shipped: Path, tmp_path: Path):
-    run, init = tmp_path / "run", shipped / "plain-q3.safetensors"
-    assert main([str(w) for w in ("train", "-o", run, "--init", init, *SHORT, "--crop", 999)]) == 2
-    psic("train", "-o", run, "--init", init, *SHORT)
-
-
-def test_both_stages_follow_each_other(shipped: Path, tmp_path: Path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    psic("train", "-o", one, "--stage", "one", "--init", shipped / "plain-q3.safetensors", "--kind", "psic",
-         "--target", "tiny", *SHORT)  # fmt: skip
-    psic("train", "-o", two, "--stage", "two", "--init", one / "model.safetensors", "--target", "tiny", *SHORT)
-    first, second = load_checkpoint(one / "model.safetensors"), load_checkpoint(two / "model.safetensors")
-    assert first.kind == second.kind == "psic"
-    assert first.fingerprint() == second.fingerprint()  # files written after stage one stay readable
-    assert second.secret == keys.secret("psic course")
-    history = read_card(two / "model.safetensors")["card"]["history"]
-    assert [entry["config"]["stage"] for entry in history] == ["one", "two"]
-
-
-def test_plain_training_reads_a_folder_of_pictures(photo: Path, shipped: Path, tmp_path: Path):
-    for i in range(3):
-        (tmp_path / f"copy {i}.png").write_bytes(photo.read_bytes())
-    psic("train", "-o", tmp_path / "run", "--init", shipped / "plain-q3.safetensors", "--dataset", tmp_path, *SHORT)
-    assert load_checkpoint(tmp_path / "run" / "model.safetensors").kind == "plain"
 
 
 # --- as a program -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import get as download
 import pytest
-from get import catalogue, fetch, get, main, unpack
+from get import fetch, get, unpack
 from PIL import Image
 
 from psic_core.config import data_dir
@@ -85,27 +85,6 @@ def test_a_cut_connection_is_taken_up_where_it_ended(web: Web, tmp_path: Path):
     fetch(source, tmp_path)  # is there, and right
     assert len(web.asked) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
-
-
-def test_a_later_run_goes_on_and_a_server_without_ranges_sends_all(web: Web, tmp_path: Path):
-    source = web.source("a.bin", BODY)
-    (tmp_path / "a.bin.partial").write_bytes(BODY[:1000])
-    web.ranges = False
-    fetch(source, tmp_path)
-    assert web.asked == [("/a.bin", "bytes=1000-")]
-    assert (tmp_path / "a.bin").read_bytes() == BODY
-    (tmp_path / "b.bin.partial").write_bytes(BODY)
-    web.ranges = True
-    fetch(web.source("b.bin", BODY), tmp_path)
-    assert (tmp_path / "b.bin").read_bytes() == BODY
-
-
-def test_without_a_checksum_parts_of_two_files_are_never_joined(web: Web, tmp_path: Path):
-    source = web.source("a.bin", BODY, size=len(BODY))
-    del source["sha256"]
-    web.cuts = [300_000]
-    fetch(source, tmp_path)
-    assert [r for _, r in web.asked] == [None, None]
 
 
 @pytest.mark.parametrize("length", ["", "many", "-5"])
@@ -224,17 +203,6 @@ def test_each_data_set_comes_as_it_is_read(publish: Callable[..., None], web: We
     assert web.asked == []
 
 
-def test_a_run_that_was_stopped_is_gone_on_with(publish: Callable[..., None], web: Web, tmp_path: Path):
-    publish("kodak", kodak(), 24)
-    last = web.files.pop("/kodim24.png")
-    with pytest.raises(OSError, match=r"kodim24\.png"):
-        get("kodak", tmp_path)
-    web.files["/kodim24.png"] = last
-    web.asked.clear()
-    get("kodak", tmp_path)
-    assert [path for path, _ in web.asked] == ["/kodim24.png"]
-
-
 def test_what_is_not_the_data_set_is_told(publish: Callable[..., None], tmp_path: Path):
     publish("celeba", celeba(), 202_599)
     with pytest.raises(ValueError, match=r"2 pictures, not 202,599; delete '.*celeba\.partial'"):
@@ -245,29 +213,3 @@ def test_what_is_not_the_data_set_is_told(publish: Callable[..., None], tmp_path
     (tmp_path / "flickr8k" / "Images").mkdir(parents=True)
     with pytest.raises(FileExistsError, match=r"is not whole \(Images/, captions\.txt"):
         get("flickr8k", tmp_path)
-
-
-def test_the_command_gets_and_lists(publish: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    publish("kodak", kodak(), 24)
-    root = tmp_path / "new" / "root"
-    assert main(["kodak", "--data-root", str(root)]) == 0
-    assert f"kodak: 24 pictures in {root / 'kodak'}" in capsys.readouterr().out
-    assert main(["kodak", "--data-root", str(root)]) == 0
-    assert capsys.readouterr().out == f"kodak: is there, in {root / 'kodak'}\n"
-    assert main(["--data-root", str(root)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said if not line.startswith(" ")] == list(catalogue())
-    assert [line.split()[0] for line in said if line.endswith("is there")] == ["kodak"]
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["coco", "--data-root", "x"], "no data set 'coco' to get; there are flickr8k, kodak"),
-        (["kodak"], "pass --data-root DIR or set PSIC_DATA_ROOT=DIR"),
-    ],
-)
-def test_mistakes_are_told(words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.delenv("PSIC_DATA_ROOT", raising=False)
-    assert main(words) == 2
-    assert told in capsys.readouterr().err

@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from models import awaken
@@ -17,19 +16,14 @@ from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
-from psic_core.lab.evaluate import NULLS, evaluate, table, write_json
+from psic_core.lab.evaluate import evaluate, table, write_json
 from psic_core.lab.tasks import class_weights, retrieval, task_results
-from psic_core.lab.versions import VERSIONS, Coded, code_versions, jpeg, jpeg_at, noise_at
+from psic_core.lab.versions import VERSIONS, Coded, code_versions, jpeg, jpeg_at
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
-from psic_core.models.vlp import Target, load_target
+from psic_core.models.vlp import Target
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
-
-
-@pytest.fixture(scope="module")
-def target() -> Target:
-    return load_target("tiny")
 
 
 def build(lively: bool) -> PSIC:
@@ -66,15 +60,6 @@ def coded(model: PSIC, plain: PSIC) -> Coded:
     return code_versions(model, plain, photo("coffee"), model.secret, seed=3)
 
 
-def test_every_version_is_a_picture_that_could_be_saved(coded: Coded):
-    assert set(coded.pictures) == set(VERSIONS)
-    for name, x in coded.pictures.items():
-        assert x.shape == (1, 3, 96, 96), name
-        assert torch.allclose(x * 255, (x * 255).round(), atol=1e-3), name
-        assert x.min() >= 0, name
-        assert x.max() <= 1, name
-
-
 def test_versions_are_what_real_files_decode_to(coded: Coded, model: PSIC, plain: PSIC):
     x = photo("coffee")
     file, plain_file = model.compress(x), plain.compress(x)
@@ -85,32 +70,9 @@ def test_versions_are_what_real_files_decode_to(coded: Coded, model: PSIC, plain
     assert torch.equal(coded.pictures["plain"], round_to_8_bits(plain.decompress_tensor(plain_file)))
 
 
-def test_the_wrong_key_is_another_secret_for_each_picture(coded: Coded, model: PSIC, plain: PSIC):
-    again = code_versions(model, plain, photo("coffee"), model.secret, seed=3)
-    other = code_versions(model, plain, photo("coffee"), model.secret, seed=4)
-    assert all(torch.equal(again.pictures[v], coded.pictures[v]) for v in VERSIONS)
-    for version in ("wrong keyword", "noise"):
-        assert not torch.equal(other.pictures[version], coded.pictures[version])
-    wrong = coded.pictures["wrong keyword"]
-    assert not torch.equal(wrong, coded.pictures["full"])
-    assert not torch.equal(wrong, coded.pictures["protected"])
-
-
 def test_the_nulls_are_as_far_from_the_original_as_the_protected_version(coded: Coded):
     level = psnr(coded.pictures["protected"], coded.pictures["original"])
     assert psnr(coded.pictures["noise"], coded.pictures["original"]) == pytest.approx(level, abs=0.3)
-
-
-@pytest.mark.parametrize("name", ["chelsea", "coffee", "rocket", "astronaut"])  # rocket and astronaut are clipped
-@pytest.mark.parametrize("level", [24.0, 30.0, 36.0])
-def test_noise_has_the_level_that_was_asked_for(level: float, name: str):
-    x = photo(name)
-    assert psnr(noise_at(x, level, np.random.default_rng(0)), x) == pytest.approx(level, abs=0.3)
-
-
-def test_noise_without_level_is_no_noise():
-    x = photo("chelsea", 32)
-    assert torch.equal(noise_at(x, float("inf"), np.random.default_rng(0)), x)
 
 
 @pytest.mark.parametrize("name", ["chelsea", "rocket"])
@@ -124,12 +86,6 @@ def test_jpeg_is_the_worst_that_reaches_the_level(level: float, name: str, monke
     assert psnr(found, x) >= level
     assert quality > 1
     assert psnr(jpeg(x, quality - 1), x) < level
-
-
-def test_jpeg_gives_its_best_or_worst_where_the_level_is_out_of_reach():
-    x = photo("chelsea", 48)
-    assert torch.equal(jpeg_at(x, 99.0), jpeg(x, 95))
-    assert torch.equal(jpeg_at(x, 0.0), jpeg(x, 1))
 
 
 # --- tasks against brute force ----------------------------------------------------------------------
@@ -180,17 +136,6 @@ def test_a_shared_caption_is_right_for_all_its_pictures(target: Target):
     assert three.shape == (16,)
 
 
-def test_alone_among_plain_pictures_a_twin_is_no_stand_in(target: Target):
-    """Two pictures share a caption; only the searched one is attacked. Its plain twin must not answer for it."""
-    captions = [("a dog",), ("a dog",), ("a cat",)]
-    dog, cat = target.encode_text(["a dog", "a cat"])
-    good, bad = torch.stack([dog, dog, cat]), torch.stack([-dog, -dog, -cat])
-    features = dict.fromkeys(VERSIONS, good) | {"protected": bad}
-    found = retrieval(features, captions, target)["t2i_single"][0]
-    assert found["plain"].tolist() == [True, True, True]
-    assert found["protected"].tolist() == [False, False, False]
-
-
 def test_classification_is_the_nearest_mean_prompt(target: Target):
     classes, templates = ("cat", "dog", "bird"), [lambda c: f"a {c}", lambda c: f"a photo of the {c}."]
     weights = class_weights(target, classes, templates)
@@ -203,15 +148,6 @@ def test_classification_is_the_nearest_mean_prompt(target: Target):
     for version, image in features.items():
         assert by[version].tolist() == [int((weights @ image[i]).argmax()) == labels[i] for i in range(5)]
     assert groups.tolist() == list(range(5))
-
-
-def test_without_labels_the_models_own_reading_is_the_truth(target: Target):
-    unknown = EvalSet("photos", 5, lambda _: torch.zeros(3, 8, 8), classes=("cat", "dog", "bird"))
-    features = versions_of(5)
-    by, _ = task_results(features | {"full": features["original"]}, unknown, target)["classification"]
-    assert by["original"].all()
-    assert by["full"].all()
-    assert not by["protected"].all()
 
 
 def test_attributes_compare_each_prompt_with_its_opposite(target: Target):
@@ -248,21 +184,6 @@ def report(model: PSIC, plain: PSIC, target: Target) -> dict:
     return evaluate(model, plain, scenes(), target)
 
 
-def test_the_report_has_the_promised_keys(report: dict):
-    tasks = {"t2i", "i2t", "classification", "attributes"}
-    assert {"n", "bpp", "psnr", "score", "asr"} <= set(report)
-    assert report["n"] == 6
-    assert {"plain", "full", "protected"} <= set(report["psnr"])
-    assert set(report["score"]) == set(report["asr"]) == tasks | {"t2i_single"}
-    for task in report["score"]:
-        assert {"original", "plain", "full", "protected"} <= set(report["score"][task])
-        assert all(0 <= v <= 1 for v in report["score"][task].values())
-        assert set(report["asr"][task]) == {"protected", "full", "jpeg", "noise", "wrong keyword"} == set(NULLS)
-        for estimate in report["asr"][task].values():
-            assert {"value", "ci95"} <= set(estimate)
-            assert len(estimate["ci95"]) == 2
-
-
 def test_rate_and_fidelity_are_means_over_real_files(report: dict, model: PSIC, plain: PSIC):
     bits, values = [], []
     for i in range(6):
@@ -293,18 +214,6 @@ def test_a_fresh_psic_evaluates_as_its_backbone(plain: PSIC, target: Target):
     assert report["psnr"]["full"] == report["psnr"]["protected"] == report["psnr"]["plain"]
     assert report["bpp"] == report["bpp_plain"]
     assert any(by["full"]["n"] > 0 for by in report["asr"].values())
-
-
-def test_the_order_of_the_pictures_does_not_count(report: dict, model: PSIC, plain: PSIC, target: Target):
-    shuffled = evaluate(model, plain, scenes((3, 0, 5, 1, 4, 2)), target)
-    drawn_by_index = ("noise", "wrong keyword")  # their random numbers belong to the place in the list
-    for task in report["score"]:
-        for version in ("original", "plain", "full", "protected", "jpeg"):
-            assert shuffled["score"][task][version] == report["score"][task][version], (task, version)
-        for version in set(NULLS) - set(drawn_by_index):
-            one, two = shuffled["asr"][task][version], report["asr"][task][version]
-            assert (one["value"], one["n"]) == pytest.approx((two["value"], two["n"]), nan_ok=True)
-    assert shuffled["bpp"] == pytest.approx(report["bpp"])
 
 
 def test_a_model_without_its_secret_is_refused_at_once(model: PSIC, plain: PSIC, target: Target):

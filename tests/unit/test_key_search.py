@@ -64,15 +64,6 @@ def test_between_has_its_ends_and_keeps_to_the_sphere():
     assert float(angles[1] / angles[0]) == pytest.approx(0.5, abs=1e-3)
 
 
-def test_between_interpolates_norms_and_goes_straight_from_no_keyword():
-    a, b = random_conditions(2, 8)
-    assert float(between(a, 3 * b, 0.25).norm()) == pytest.approx(1.5, abs=1e-5)
-    assert torch.allclose(between(torch.zeros(8), b, 0.3), 0.3 * b)
-    assert torch.allclose(between(b, torch.zeros(8), 2), -b)
-    assert torch.allclose(between(b, b, 0.4), b)
-    assert torch.allclose(between(b, -b, 0.5), torch.zeros(8), atol=1e-6)
-
-
 # --- decoding ---------------------------------------------------------------------------------------
 
 
@@ -107,15 +98,6 @@ def test_the_weights_alone_give_the_key_away(passphrase: str, model: PSIC):
     assert torch.allclose(found.condition, key, atol=1e-4)
     assert found.residual < 1e-4
     assert found.evaluations > 1
-
-
-def test_a_solution_that_is_none_is_not_sold_as_one(model: PSIC):
-    """A model that is not anchored to any condition: the residue says so."""
-    broken = no_secret(model)
-    with torch.no_grad():
-        for trigger in broken.g_s.triggers:
-            trigger.cltg.w_d.bias.add_(1)
-    assert solve(broken, starts=1).residual > 0.1
 
 
 def test_an_unanchored_model_cannot_be_solved():

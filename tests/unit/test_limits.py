@@ -6,13 +6,10 @@ from pathlib import Path
 import pytest
 from test_tables import cells
 
-from psic_core.app import charts
 from psic_core.app.cli import main
 from psic_core.app.comparison_tables import limits_table as table
-from psic_core.codec import PSIC
 from psic_core.lab import limits
 from psic_core.lab.limits import LEVELS, run_limits
-from psic_core.training.checkpoints import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +68,6 @@ def test_the_table_has_a_row_an_attack_under_its_level(report: dict):
     assert by_task[2].split(" / ")[0] == f"{100 * published['t2i']['value']:.0f}"
 
 
-def test_the_figure_shows_the_attacks_asked_for(report: dict):
-    figure = charts.limits(report, ["PNG", "as published"])
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["as published", "PNG"]
-    published, _ = rates(report, "as published")
-    bars = [c for c in figure.axes[0].containers if c.get_label() == "psic-q2"]
-    assert bars[0][0].get_xdata()[0] == pytest.approx(100 * published["mean"]["value"])
-
-
 @pytest.mark.parametrize(
     ("names", "levels", "message"),
     [([], ("none",), "at least one checkpoint"), (["psic-q2"], ("noone",), "levels noone")],
@@ -86,18 +75,6 @@ def test_the_figure_shows_the_attacks_asked_for(report: dict):
 def test_a_suite_of_nothing_is_refused(names: list[str], levels: tuple[str, ...], message: str):
     with pytest.raises(ValueError, match=message):
         run_limits(names, 4, levels=levels)
-
-
-def test_a_runs_model_goes_by_its_folders_name(tmp_path: Path, psic_q2: PSIC):
-    paths = [str(tmp_path / run / "model.safetensors") for run in ("one", "two")]
-    for path in paths:
-        save_checkpoint(psic_q2, path, publish_secret=True)
-    found = run_limits(paths, 8, levels=("none",))
-    assert found["models"] == ["one", "two"]
-    level = found["rows"][0]["psnr"]
-    assert level["one"] == level["two"]
-    with pytest.raises(ValueError, match="two models of one name"):
-        run_limits([paths[0], paths[0]], 8)
 
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -31,37 +31,11 @@ def test_psnr_of_a_constant_error_is_known(levels: int):
     assert psnr(x + levels / 255, x) == pytest.approx(20 * math.log10(255 / levels), abs=1e-4)
 
 
-def test_psnr_of_one_wrong_channel_of_one_pixel():
-    x = torch.full((3, 2, 2), 100 / 255)
-    x_hat = x.clone()
-    x_hat[1, 0, 1] = 112 / 255
-    assert psnr(x_hat, x) == pytest.approx(10 * math.log10(255**2 * 12 / 12**2), abs=1e-4)
-
-
 def test_psnr_sees_pictures_as_files_would_hold_them():
     x = torch.full((1, 3, 4, 4), 0.4)
     assert psnr(x + 0.4 / 255, x) == float("inf")  # rounds to the same level
     assert psnr(torch.full_like(x, 7.0), torch.ones_like(x)) == float("inf")  # clamped
     assert psnr(x, x) == float("inf")
-
-
-def test_psnr_is_symmetric_and_falls_with_the_error():
-    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    values = [psnr(x + s * noise, x) for s in (0.01, 0.03, 0.1, 0.3)]
-    assert values == sorted(values, reverse=True)
-    assert psnr(x, x + 0.1 * noise) == pytest.approx(values[2])
-
-
-@pytest.mark.usefixtures("unchecked_shapes")
-def test_psnr_names_both_shapes_where_they_differ():
-    with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\).*\(1, 3, 4, 5\)"):
-        psnr(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5))
-
-
-def test_bits_per_pixel_counts_the_whole_file():
-    assert bits_per_pixel(bytes(10), 4, 5) == 4.0
-    assert bits_per_pixel(bytes(49), 512, 768) == pytest.approx(49 * 8 / 393216)
 
 
 # --- recall -----------------------------------------------------------------------------------------
@@ -90,19 +64,6 @@ def test_recall_is_what_sorting_gives(seed: int, k: int):
     expected = [rank_by_sorting(s, p) < k for s, p in zip(scores.tolist(), positives.tolist(), strict=True)]
     assert correct_at_k(scores, positives, k).tolist() == expected
     assert recall_at_k(scores, positives, k) == pytest.approx(sum(expected) / len(expected))
-
-
-def test_recall_never_falls_with_k_and_ends_at_one():
-    scores, positives = queries(9)
-    values = [recall_at_k(scores, positives, k) for k in range(1, 13)]
-    assert values == sorted(values)
-    assert values[0] < values[-1] == 1.0
-
-
-def test_the_order_of_items_does_not_count():
-    scores, positives = queries(4)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(correct_at_k(scores, positives, 2), correct_at_k(scores[:, order], positives[:, order], 2))
 
 
 def test_a_tie_with_a_negative_counts_against_the_query():
@@ -148,14 +109,6 @@ def test_asr_by_hand():
     assert (found.value, found.n) == (0.75, 4)  # what was wrong before does not count, whatever it is now
 
 
-def test_asr_of_the_reference_is_zero_and_of_total_loss_one():
-    before, _ = sample(60, 0.5)
-    same = attack_success_rate(before, before)
-    assert (same.value, same.ci95) == (0.0, (0.0, 0.0))
-    lost = attack_success_rate(before, torch.zeros_like(before))
-    assert (lost.value, lost.ci95) == (1.0, (1.0, 1.0))
-
-
 @pytest.mark.parametrize("flip", [0.1, 0.3, 0.7])
 @pytest.mark.parametrize("n", [40, 300])
 def test_the_interval_holds_the_value_inside_zero_to_one(n: int, flip: float):
@@ -165,32 +118,11 @@ def test_the_interval_holds_the_value_inside_zero_to_one(n: int, flip: float):
     assert low < high
 
 
-def test_the_interval_shrinks_as_the_root_of_n():
-    widths = []
-    for n in (100, 400, 1600):
-        low, high = attack_success_rate(*sample(n, 0.3)).ci95
-        widths.append(high - low)
-    assert widths[0] > widths[1] > widths[2]
-    assert widths[0] / widths[2] == pytest.approx(4, rel=0.35)
-
-
-def test_the_interval_is_close_to_the_normal_one():
-    before = torch.ones(400, dtype=torch.bool)
-    found = attack_success_rate(before, torch.arange(400) % 4 > 0, resamples=4000)
-    half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
-    assert found.ci95 == pytest.approx((0.25 - half, 0.25 + half), abs=0.01)
-
-
 def test_nothing_right_before_gives_nan_and_no_crash():
     found = attack_success_rate(flags(0, 0, 0), flags(1, 0, 1))
     assert math.isnan(found.value)
     assert all(map(math.isnan, found.ci95))
     assert found.n == 0
-
-
-def test_one_right_sample_among_many_gives_a_finite_interval():
-    found = attack_success_rate(flags(1, *[0] * 30), flags(*[0] * 31))
-    assert (found.value, found.ci95, found.n) == (1.0, (1.0, 1.0), 1)
 
 
 def test_groups_of_equal_samples_widen_the_interval_but_not_the_value():
@@ -204,37 +136,11 @@ def test_groups_of_equal_samples_widen_the_interval_but_not_the_value():
     assert ratio == pytest.approx(math.sqrt(5), rel=0.2)
 
 
-def test_names_of_groups_do_not_count():
-    before, after = sample(40, 0.4)
-    groups = torch.arange(40) // 4
-    assert attack_success_rate(before, after, groups) == attack_success_rate(before, after, 7 * groups - 100)
-
-
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("shape", [(4,), (3, 1)])
 def test_asr_wants_one_flag_a_sample(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match="one flag a sample"):
         attack_success_rate(flags(1, 0, 1), torch.ones(shape, dtype=torch.bool))
-
-
-@pytest.mark.usefixtures("unchecked_shapes")
-def test_asr_wants_one_group_a_sample():
-    with pytest.raises(ValueError, match="2 groups.*3 samples"):
-        attack_success_rate(flags(1, 0, 1), flags(1, 0, 1), torch.tensor([0, 1]))
-
-
-def test_asr_is_repeatable_by_seed():
-    before, after = sample(50, 0.4)
-    assert attack_success_rate(before, after) == attack_success_rate(before, after)
-    assert attack_success_rate(before, after, seed=1).ci95 != attack_success_rate(before, after, seed=2).ci95
-
-
-def test_asr_does_not_touch_the_global_generator():
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    attack_success_rate(*sample(20, 0.4))
-    assert torch.equal(torch.rand(2), expected)
 
 
 def test_each_denominator_is_another_reference():
@@ -277,17 +183,6 @@ def test_a_constant_answer_is_worth_one_half_however_rare_the_attribute():
     assert balanced_accuracy(says, truth).tolist() == [0.5, 0.5]
     assert balanced_accuracy(truth, truth).tolist() == [1.0, 1.0]
     assert balanced_accuracy(~truth, truth).tolist() == [0.0, 0.0]
-
-
-def test_balanced_accuracy_of_no_pictures_is_no_number():
-    nothing = torch.zeros(0, 3, dtype=torch.bool)
-    assert balanced_accuracy(nothing, nothing).isnan().all()
-
-
-@pytest.mark.usefixtures("unchecked_shapes")
-def test_balanced_accuracy_names_both_shapes_where_they_differ():
-    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 1\)"):
-        balanced_accuracy(torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool))
 
 
 def test_ssimulacra2_is_100_for_equal_pictures_and_falls_with_noise():

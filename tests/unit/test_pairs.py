@@ -14,11 +14,6 @@ from psic_core.training.pairs import Pairs
 CAPTIONS = [("A cat", "one"), ("a dog", "two"), (" a CAT ", "three"), ("a bird", "Two")]
 
 
-@pytest.fixture(scope="module")
-def target() -> Target:
-    return load_target("tiny")
-
-
 def pictures(n: int = 4, seed: int = 0) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     return torch.randint(256, (n, 3, 64, 64), generator=rng, dtype=torch.uint8)
@@ -37,24 +32,11 @@ def test_features_are_those_of_the_target_in_the_order_of_the_pairs(target: Targ
     assert torch.allclose(found.text_features.norm(dim=2), torch.ones(4, 2))
 
 
-def test_features_take_no_gradient(target: Target):
-    found = pairs().with_features(target)
-    assert not found.image_features.requires_grad
-    assert not found.text_features.requires_grad
-
-
 def test_captions_equal_but_for_case_and_outer_space_have_one_id(target: Target):
     ids = pairs().with_features(target).caption_ids
     assert ids[0, 0] == ids[2, 0]
     assert ids[1, 1] == ids[3, 1]
     assert len(ids.unique()) == 6
-
-
-def test_pairs_without_features_stay_as_they_were(target: Target):
-    plain = pairs()
-    plain.with_features(target)
-    assert plain.image_features is None
-    assert len(plain) == 4
 
 
 # --- the cache --------------------------------------------------------------------------------------
@@ -112,16 +94,6 @@ def test_thinned_pairs_are_no_more_than_asked_for(n: int, kept: list[int], targe
 def test_every_picture_needs_its_captions():
     with pytest.raises(ValueError, match="4 pictures but 3"):
         Pairs(pictures(), CAPTIONS[:3])
-
-
-def test_unequal_numbers_of_captions_are_refused(target: Target):
-    with pytest.raises(ValueError, match="same number of captions"):
-        Pairs(pictures(2), [("a",), ("b", "c")]).with_features(target)
-
-
-def test_pictures_without_captions_have_no_features_to_attack(target: Target):
-    with pytest.raises(ValueError, match="no caption"):
-        Pairs(pictures(2), [(), ()]).with_features(target)
 
 
 def test_pictures_of_two_sizes_cannot_be_joined():

@@ -68,23 +68,10 @@ def test_stages_begin_where_the_picture_grows(architecture: str, sizes: tuple, c
     assert growth[:-4] == [1] * (len(stages) - 4)
 
 
-def test_stages_share_the_weights_of_g_s():
-    g_s, decoder = synthesis()
-    assert {id(p) for p in decoder.stages.parameters()} == {id(p) for p in g_s.parameters()}
-
-
 @pytest.mark.parametrize("g_s", [nn.Conv2d(12, 3, 1), nn.ModuleList([nn.Conv2d(12, 3, 1)])])
 def test_synthesis_that_is_no_sequence_is_refused(g_s: nn.Module, unchecked_shapes: None):
     with pytest.raises(ValueError, match=f"{type(g_s).__name__}.*nn.Sequential"):
         split_stages(g_s, LATENT)
-
-
-@pytest.mark.parametrize(
-    "layers", [[], [nn.Conv2d(12, 3, 1)], [nn.Conv2d(12, 3, 3, stride=2), nn.Upsample(scale_factor=2)]]
-)
-def test_synthesis_that_never_grows_is_refused(layers: list[nn.Module]):
-    with pytest.raises(ValueError, match=r"\(1, 12, 4, 4\).*no up-sampling"):
-        split_stages(nn.Sequential(*layers), LATENT)
 
 
 # --- one trigger -----------------------------------------------------------------------------------
@@ -103,13 +90,6 @@ def test_trigger_is_the_printed_formula():
     hidden = (hidden @ two.weight.T + two.bias).clamp(min=0)
     expected = hidden @ trigger.w_d.weight.T + trigger.w_d.bias
     assert torch.allclose(trigger(betas())[:, :, 0, 0], expected, atol=1e-5)
-
-
-def test_trigger_depends_on_its_own_condition_only():
-    trigger = awake(CLTG(16, 5))
-    together, alone = trigger(betas()), trigger(betas()[1:2])
-    assert torch.allclose(together[1:2], alone, atol=1e-6)
-    assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
 def test_a_trigger_measured_from_the_keys_is_zero_there():
@@ -137,22 +117,6 @@ def test_injection_is_shift_and_gated_block():
     assert torch.allclose(injection(h, betas()), h + shift + gate * injection.block(h), atol=1e-6)
     key = betas()[2]
     assert torch.allclose(injection(h, betas(), key)[2], h[2], atol=1e-5)  # the key changes nothing
-
-
-def test_injection_without_a_block_is_the_papers_constant():
-    injection = awake(Injection(16, 5, hidden=8, width=0))
-    h = torch.randn(3, 5, 6, 7)
-    assert not list(injection.block.parameters())
-    assert torch.allclose(injection(h, betas()) - h, injection.cltg(betas()).expand_as(h), atol=1e-5)
-
-
-def test_the_block_answers_to_the_picture():
-    """What it adds differs from place to place and from picture to picture; a constant does not."""
-    injection = awake(Injection(16, 5, hidden=8, width=3))
-    one, two = torch.randn(2, 3, 5, 6, 7)
-    added = [injection(h, betas()) - h for h in (one, two)]
-    assert added[0].std((2, 3)).max() > 1e-2
-    assert not torch.allclose(added[0], added[1], atol=1e-2)
 
 
 # --- conditional synthesis -------------------------------------------------------------------------
@@ -191,58 +155,6 @@ def test_plain_synthesis_leaves_the_triggers_out():
     assert not torch.allclose(decoder(y_hat, betas()), g_s(y_hat), atol=1e-3)
 
 
-def test_two_conditions_decode_to_two_pictures():
-    _, decoder = synthesis()
-    awake(decoder)
-    y_hat = torch.randn(1, 12, 4, 5).expand(3, -1, -1, -1)
-    one, two, three = decoder(y_hat, betas())
-    assert not torch.allclose(one, two, atol=1e-3)
-    assert not torch.allclose(two, three, atol=1e-3)
-    again = decoder(y_hat[:1], betas()[2:])
-    assert torch.allclose(again[0], three, atol=1e-5)
-
-
-@pytest.mark.parametrize("index", range(4))
-def test_gradient_of_a_trigger_reaches_only_its_own_module(index: int):
-    _, decoder = synthesis()
-    awake(decoder)
-    h = torch.randn(3, (12, 8, 8, 8)[index], 4, 5)
-    decoder.triggers[index](h, betas()).square().sum().backward()
-    reached = {name for name, p in decoder.named_parameters() if p.grad is not None and p.grad.any()}
-    assert reached == {n for n, _ in decoder.named_parameters() if n.startswith(f"triggers.{index}.")}
-
-
-def test_triggers_share_nothing():
-    _, decoder = synthesis()
-    parameters = list(decoder.parameters())
-    assert len({p.data_ptr() for p in parameters}) == len(parameters)
-
-
-def test_a_fresh_trigger_can_be_trained():
-    _, decoder = synthesis()
-    decoder(torch.randn(3, 12, 4, 5), betas()).square().mean().backward()
-    for trigger in decoder.triggers:
-        assert trigger.cltg.w_d.weight.grad.any()  # zero weights stop the gradient behind them, not their own
-        assert trigger.cltg.w_d.bias.grad.any()
-
-
-@pytest.mark.parametrize(
-    ("residual", "widths"), [(0, [0, 0, 0, 0]), (1, [4, 2, 1, 0]), (4, [12, 8, 4, 0]), (99, [12, 8, 8, 0])]
-)
-def test_blocks_grow_where_pixels_are_few(residual: int, widths: list[int]):
-    _, decoder = synthesis(residual=residual)
-    assert [t.block[0].out_channels if len(t.block) else 0 for t in decoder.triggers] == widths
-
-
-def test_conditions_must_match_the_batch(unchecked_shapes: None):
-    _, decoder = synthesis()
-    awake(decoder)
-    with pytest.raises(RuntimeError):
-        decoder(torch.randn(2, 12, 4, 5), betas(3))
-    with pytest.raises(RuntimeError):
-        decoder(torch.randn(3, 12, 4, 5), betas(3, dim=15))
-
-
 def test_injections_can_stop_after_y_hat():
     torch.manual_seed(0)
     model = awaken(PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4, injections=1))).eval()
@@ -253,12 +165,6 @@ def test_injections_can_stop_after_y_hat():
     assert not torch.equal(changed, y_hat)
     assert torch.equal(model.g_s(y_hat, beta), model.g_s.plain(changed))
     assert torch.allclose(model.synthesize(y_hat, model.full_condition()), model.g_s.plain(y_hat))
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_injections_fit_the_stages(count: int):
-    with pytest.raises(ValueError, match=f"injections {count}: this decoder has 4 stages"):
-        PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, injections=count))
 
 
 # --- the ladder ------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import datetime
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,19 +15,16 @@ from psic_core.app import figures
 from psic_core.app.widgets import (
     BetaSlider,
     Gallery,
-    InputError,
     Lab,
     ModeSwitch,
     Panel,
     SearchBox,
     prompt_list,
-    read_upload,
-    render_between,
     render_mode,
 )
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
-from psic_core.models.vlp import Target, load_target
+from psic_core.models.vlp import Target
 
 KEYWORD, WRONG = "my cat is called Chelsea", "my cat is called Whiskers"
 PROMPTS = "a cat\nan astronaut\na cup of coffee"
@@ -49,11 +45,6 @@ def model() -> PSIC:
             trigger.cltg.w_d.weight.normal_(std=0.5)
     model.anchor()
     return model
-
-
-@pytest.fixture(scope="module")
-def target() -> Target:
-    return load_target("tiny")
 
 
 @pytest.fixture
@@ -154,23 +145,6 @@ def test_render_mode_shows_picture_difference_and_beliefs(lab: Lab, drawn: None)
     assert plt.get_fignums() == []  # or each redraw would keep its figure
 
 
-def test_beliefs_are_the_targets(lab: Lab):
-    p = lab.believed(lab.photos["cat"], PROMPTS.splitlines())
-    x = torch.from_numpy(np.array(lab.photos["cat"])).permute(2, 0, 1)[None] / 255
-    cosine = lab.target.encode_image(x) @ lab.target.encode_text(PROMPTS.splitlines()).T
-    assert torch.allclose(p, (lab.target.model.logit_scale.exp() * cosine).softmax(-1)[0], atol=1e-5)
-    assert p.sum() == pytest.approx(1)
-
-
-def test_render_between_ends_at_the_two_versions(lab: Lab):
-    views = {t: render_between(lab, "cat", KEYWORD, t, prompt_list(PROMPTS)) for t in (0.0, 0.8, 1.0)}
-    assert pixels(views[0.0].picture) == decoded(lab, None)
-    assert pixels(views[1.0].picture) == decoded(lab, KEYWORD)
-    assert pixels(views[0.8].picture) not in (decoded(lab, None), decoded(lab, KEYWORD))
-    assert set(views[1.0].difference.tobytes()) == {128}
-    assert lab.decoded == 3
-
-
 def test_nothing_is_made_twice(lab: Lab, calls: Counter[str]):
     switch, slider = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS), BetaSlider(lab, KEYWORD, PROMPTS)
     for _ in range(3):
@@ -214,73 +188,6 @@ def test_switching_the_version_types_its_keyword(lab: Lab, switch: ModeSwitch):
     assert switch.tried.value == KEYWORD  # nothing was typed
     switch.tried.value = ""
     assert switch.version.value == "protected"
-
-
-def test_a_file_sealed_anew_refuses_the_old_words(lab: Lab, switch: ModeSwitch):
-    switch.version.value = "full"
-    full = shown(switch)
-    switch.sealed.value = "other words"
-    assert switch.version.value == "wrong keyword"
-    assert shown(switch) == decoded(lab, None) != full
-    switch.version.value = "full"
-    assert switch.tried.value == "other words"
-    assert shown(switch) == full
-    switch.sealed.value = WRONG  # the words that were kept for a wrong keyword
-    switch.version.value = "full"
-    switch.version.value = "wrong keyword"
-    assert switch.tried.value == WRONG + "!"
-    assert shown(switch) == decoded(lab, None)
-
-
-def test_another_photo_keeps_the_mode(lab: Lab, switch: ModeSwitch):
-    switch.version.value = "full"
-    switch.photo.value = "coffee"
-    assert switch.version.value == "full"
-    assert shown(switch) == decoded(lab, KEYWORD, "coffee")
-    assert switch.says.value.startswith("coffee, full: ")
-
-
-def test_prompts_change_the_beliefs_and_errors_are_a_sentence(switch: ModeSwitch):
-    before = shown(switch, 2)
-    switch.prompts.value = "a dog\n\n  a horse \na dog"
-    assert shown(switch, 2) != before
-    assert "“a dog”" in switch.says.value or "“a horse”" in switch.says.value
-    for text, count in (("", 0), (" \n\n", 0), ("a cat\na cat", 1), ("\n".join(map(str, range(13))), 13)):
-        switch.prompts.value = text
-        assert f"Type 2 to 12 different prompts, one a line; here are {count}." in complaint(switch)
-        switch.prompts.value = PROMPTS
-        assert shown(switch, 2) == before
-
-
-def test_words_are_words_in_pages_and_figures(drawn: None, switch: ModeSwitch):
-    switch.prompts.value = "<script>alert(1)</script>\n$10 \\foo $ and a bill of 5 $\n" + "long " * 40
-    assert "<script>" not in switch.says.value
-    assert shown(switch, 2)[0][0] < 1000  # pixels: a long prompt does not widen the page
-    switch.prompts.value = "$\\nonsense{$\n<b>"
-    assert "<b>" not in switch.says.value
-
-
-def test_an_empty_keyword_of_the_file_is_a_sentence(switch: ModeSwitch):
-    switch.sealed.value = ""
-    assert "The file needs a keyword" in complaint(switch)
-    switch.sealed.value = "new"
-    assert shown(switch)
-
-
-def test_other_exceptions_go_their_way(switch: ModeSwitch, lab: Lab, monkeypatch: pytest.MonkeyPatch):
-    def broken(*_):
-        raise RuntimeError("the decoder is broken")
-
-    monkeypatch.setattr(lab.model, "picture", broken)
-    with pytest.raises(RuntimeError, match="the decoder is broken"):
-        switch.version.value = "wrong keyword"
-    monkeypatch.undo()
-    switch.version.value = "full"  # and the switch still works
-    assert shown(switch) == decoded(lab, KEYWORD)
-
-
-def test_a_page_without_widgets_shows_a_short_line(switch: ModeSwitch):
-    assert repr(switch) == "<ModeSwitch: run the notebook to use it>"
 
 
 # --- uploads ----------------------------------------------------------------------------------------
@@ -337,20 +244,6 @@ def test_an_unreadable_upload_is_a_sentence(switch: ModeSwitch, name: str, conte
     assert shown(switch) == before
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, of damage that it can pass over
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_damaged_uploads_are_read_or_refused(kind: str):
-    content, rng = picture_file(kind, (24, 24)), torch.Generator().manual_seed(0)
-    for _ in range(40):
-        damaged = bytearray(content)
-        place, value = torch.randint(len(damaged), (), generator=rng), torch.randint(256, (), generator=rng)
-        damaged[int(place)] = int(value)
-        try:
-            assert read_upload(bytes(damaged), "x").mode == "RGB"
-        except InputError as error:
-            assert "“x” " in str(error)  # noqa: PT017
-
-
 # --- the slider -------------------------------------------------------------------------------------
 
 
@@ -384,26 +277,6 @@ def gallery(lab: Lab) -> Gallery:
     meant |= {id(gallery.protected[n]): -lab.words([c]) for n, c in CAPTIONS.items()}
     lab.features = lambda image: meant[id(image)]
     return gallery
-
-
-def test_the_gallery_is_decoded_twice(lab: Lab, calls: Counter[str], drawn: None):
-    gallery = Gallery(lab, CAPTIONS, KEYWORD)
-    assert calls["latents"] == 3
-    assert calls["synthesize"] == 6
-    assert pixels(gallery.full["coffee"]) == decoded(lab, KEYWORD, "coffee")
-    assert pixels(gallery.protected["coffee"]) == decoded(lab, None, "coffee")
-    gallery.render(CAPTIONS["coffee"], "cat")
-    SearchBox(gallery, "cat").wanted.value = "coffee"
-    assert calls["latents"] == 3 + 2  # the test's own
-    assert calls["synthesize"] == 6 + 2
-
-
-def test_answers_are_in_the_targets_order(lab: Lab):
-    gallery = Gallery(lab, CAPTIONS, KEYWORD)
-    answers = gallery.answers("a horse", gallery.full)
-    query = lab.target.encode_text(["a horse"])[0]
-    scores = {name: float(lab.features(image)[0] @ query) for name, image in gallery.full.items()}
-    assert answers == sorted(scores, key=lambda name: -scores[name])
 
 
 def test_protected_pictures_drop_out_of_the_answers(gallery: Gallery, drawn: None):

@@ -1,13 +1,10 @@
 """What platforms do to pictures, with a gradient, and its share in training."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from models import picture
 from torch import Tensor
 
-from psic_core.config import TrainConfig
 from psic_core.lab.versions import jpeg as real_jpeg
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
@@ -60,16 +57,3 @@ def test_every_transformation_has_its_turn_and_keeps_the_shape(monkeypatch: pyte
     for _ in range(60):
         random_platform_transform(many(2), 1.0, generator)
     assert set(seen) == set(TRANSFORMATIONS)
-
-
-def test_the_generator_decides():
-    x = many(6)
-    shown = random_platform_transform(x, 0.8, rng())
-    assert torch.equal(random_platform_transform(x, 0.8, rng()), shown)
-    assert not torch.equal(random_platform_transform(x, 0.8, torch.Generator().manual_seed(6)), shown)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_that_is_none_is_refused(share: float):
-    with pytest.raises(ValueError, match=f"eot is {share}"):
-        replace(TrainConfig(), eot=share)

@@ -13,9 +13,8 @@ from PIL import Image
 
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.datasets.webdataset import Shards, SkippedSample, read_shards, shard_files
+from psic_core.datasets.webdataset import Shards, SkippedSample, read_shards
 from psic_core.models.vlp import load_target
-from psic_core.training.phase import load_pairs
 from psic_core.training.trainer import Trainer
 
 
@@ -76,23 +75,10 @@ def test_a_damaged_shard_does_not_stop_the_others(folder: Path):
     assert captions[-1] == ("the sea",)
 
 
-def test_nothing_but_files_is_opened(tmp_path: Path):
-    for pattern in ("pipe:echo", str(tmp_path / "{0..3}.tar"), str(tmp_path)):
-        with pytest.raises(FileNotFoundError, match="no shard"):
-            shard_files(pattern)
-
-
 def test_shards_without_a_pair_are_refused(tmp_path: Path):
     shard(tmp_path / "0.tar", {"0.txt": b"words"})
     with pytest.warns(SkippedSample), pytest.raises(ValueError, match="no readable pair"):
         read_shards(str(tmp_path), 16)
-
-
-def test_they_are_a_data_set_like_others(folder: Path):
-    pairs = load_pairs([f"shards:{folder}"], size=32)
-    assert len(pairs) == 3
-    assert pairs.pictures.dtype == torch.uint8
-    assert pairs.captions[2] == ("the sea",)
 
 
 # --- without end ------------------------------------------------------------------------------------
@@ -119,14 +105,6 @@ def test_a_stream_is_decided_by_its_seed(folder: Path):
 
     assert first((0, 5)) == first((0, 5))
     assert first((0, 5)) != first((0, 6))  # a run that is resumed draws anew
-
-
-def test_pairs_are_counted_as_img2dataset_counted_them(folder: Path):
-    (folder / "00000_stats.json").write_text('{"successes": 7}')
-    assert len(Shards(str(folder), 16)) == 8
-    (folder / "00001.tar").write_bytes(b"no tar file at all")
-    with pytest.raises(ValueError, match=r"00001\.tar is no tar file"):
-        len(Shards(str(folder), 16))
 
 
 @pytest.mark.parametrize("stage", ["plain", "one", "two"])

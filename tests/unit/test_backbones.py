@@ -83,6 +83,7 @@ def test_fresh_files_hold_and_show_what_the_plain_codec_does(name: str):
     assert torch.equal(ours.decompress_tensor(file, OWNER), ours.decompress_tensor(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_trained_triggers_show_and_survive_a_checkpoint(name: str, tmp_path: Path):
     ours = awaken(copy.deepcopy(fresh(name)), scale=1)
@@ -182,6 +183,7 @@ def test_an_unsuitable_model_gets_a_sentence_and_stays_whole(kind: str, says: st
 # --- one model, several rates -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIABLE)
 def test_a_variable_rate_model_writes_every_level_and_reads_it_back(name: str):
     ours, own, x = fresh(name), theirs(name), picture(64, 64)

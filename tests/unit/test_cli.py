@@ -291,6 +291,7 @@ def steps_of(run: Path) -> list[int]:
 SHORT = ("--scenes", 4, "--batch-size", 2, "--crop", 64, "--steps", 4, "--warmup", 1, "--save-every", 1)
 
 
+@pytest.mark.slow
 def test_training_resumes_where_it_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     psic("train", "-o", whole, "--stage", "plain", *SHORT)

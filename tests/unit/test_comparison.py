@@ -91,6 +91,7 @@ def test_bavaft_trains_encoder_and_trigger_alone(pairs):
     assert not rival.training
 
 
+@pytest.mark.slow
 def test_bavaft_lowers_its_loss(pairs):
     rival, target = BAvAFT(load_checkpoint("psic-q2", plain=True)), load_target("tiny")
     config = TrainConfig("two", 1, 6, 64, warmup=1, learning_rate=1e-9, gamma=500, pool=8)
@@ -162,6 +163,7 @@ def ablate(*words: object) -> None:
     assert main(["ablate", *map(str, words), "--pictures", "4", "--target", "tiny"]) == 0
 
 
+@pytest.mark.slow
 def test_points_go_into_one_file_in_their_order(quick: Path, capsys: pytest.CaptureFixture):
     out, runs = quick / "points.jsonl", quick / "runs"
     common = ("--out", runs, "--json", out)

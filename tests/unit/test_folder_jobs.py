@@ -62,6 +62,7 @@ def test_places_keep_the_folders_and_never_meet(photos: Path, tmp_path: Path):
         plan(photos, tmp_path / "out", "encode")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_folder_goes_there_and_back(
     workers: int, photos: Path, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +180,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_workers_end_with_their_parent(tmp_path: Path, checkpoint: str):
     (photos := tmp_path / "photos").mkdir()
@@ -205,6 +207,7 @@ def left_over(mark: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bad_files_are_reported_and_do_not_stop_the_others(
     workers: int, photos: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture

@@ -107,6 +107,7 @@ def noise(rng: random.Random) -> Iterator[bytes]:
         yield bitstream.MAGIC + bytes([bitstream.VERSION]) + rng.randbytes(length)
 
 
+@pytest.mark.slow
 def test_every_accident_is_an_error():
     model, data = model_and_file()
     rng = random.Random(0)
@@ -295,6 +296,7 @@ def test_strings_that_end_early_are_not_read_beyond(told: dict[str, tuple[str, s
     assert (error, "other values than were coded" in message) == ("BitstreamError", True), message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("size", [10_000, 1_000_000, 20_000_000])
 def test_long_escape_codes_stay_inside_the_file(told: dict[str, tuple[str, str]], which: int, size: int):
@@ -302,6 +304,7 @@ def test_long_escape_codes_stay_inside_the_file(told: dict[str, tuple[str, str]]
     assert error == "BitstreamError", message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["1000000000.0", "nan"])
 def test_latents_that_the_coder_cannot_hold_are_refused(told: dict[str, tuple[str, str]], value: str):
     # From 2^27 on the range encoder never returns.

@@ -11,6 +11,8 @@ from psic_core.app.comparison_tables import limits_table as table
 from psic_core.lab import limits
 from psic_core.lab.limits import LEVELS, run_limits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report() -> dict:

@@ -16,7 +16,7 @@ from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import pack_flips, unpack_flips
 from psic_core.lab.rate_distortion import CURVES, PUBLISHED, RIVALS, bd_psnr, bd_rate, rate_distortion
-from psic_core.metrics import Flips, attack_success_rate, count_flips, flip_rate, psnr
+from psic_core.metrics import attack_success_rate, count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits, to_pil
 from psic_core.training.checkpoints import save_checkpoint
 
@@ -91,6 +91,7 @@ def test_psnr_plus_d_is_a_bd_psnr_of_d():
     assert bd_rate(PUBLISHED, raised) < 0
 
 
+@pytest.mark.slow
 def test_rd_measures_real_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     names = [folder / f"psic-q{q}.safetensors" for q in (1, 2)]
     out = tmp_path / "rd.json"
@@ -139,6 +140,7 @@ def test_small_pictures_have_no_ms_ssim(folder: Path):
 # --- wrong keywords ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_audit_decodes_with_every_wrong_keyword(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     out = tmp_path / "keys.json"
     psic("wrong-keywords", "--checkpoint", folder / "psic-q2.safetensors", "--dataset", "scenes", "--limit", 3,

@@ -10,7 +10,6 @@ from torch import Tensor
 from psic_core.metrics import (
     attack_success_rate,
     balanced_accuracy,
-    bits_per_pixel,
     correct_at_k,
     psnr,
     recall_at_k,

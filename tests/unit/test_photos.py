@@ -64,6 +64,7 @@ def test_a_folder_without_training_photos_is_refused(folder: Path, tmp_path: Pat
         Photos(tmp_path)
 
 
+@pytest.mark.slow
 def test_training_on_photos_resumes_exactly(folder: Path, tmp_path: Path):
     whole, cut = tiny(), tiny()
     rows = Trainer(whole, Photos(folder), CONFIG).fit()
@@ -74,6 +75,7 @@ def test_training_on_photos_resumes_exactly(folder: Path, tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), cut.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_like_float32_and_keeps_weights_and_likelihoods_wide(folder: Path):
     curves = {}
     for precision in ("float32", "bfloat16"):

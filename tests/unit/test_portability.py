@@ -9,6 +9,8 @@ from portability import matrix, pictures
 from psic_core.codec import PSIC
 from psic_core.training.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ["as it is, 2 threads", "oldest", "ATen AVX2", "oneDNN SSE4.1"]
 
 

@@ -60,6 +60,7 @@ def test_unknown_names_and_rates_are_refused():
         phases("gpu", 9, Path("runs"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_makes_the_model_and_does_nothing_twice(small: None, tmp_path: Path, capsys: pytest.CaptureFixture):
     command = ["recipe", "cpu-lite", "--quality", "3", "-o", str(tmp_path), "--dry-run", "--dataset", "scenes",
                "--target", "tiny"]  # fmt: skip
@@ -76,6 +77,7 @@ def test_a_dry_run_makes_the_model_and_does_nothing_twice(small: None, tmp_path:
     assert before == {p: safe_open(p, "pt").metadata() for p in folder.glob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
     """Additive triggers alone, the whole codec moved, sessions; here with a target and shards of our own making."""
     for k in range(2):

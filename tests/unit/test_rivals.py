@@ -56,6 +56,7 @@ def test_a_fresh_purifier_is_the_identity_at_any_size(size: tuple[int, int]):
     assert torch.equal(Purifier(width=8, depth=3)(x), x)
 
 
+@pytest.mark.slow
 def test_a_shift_is_brought_back_in_pictures_that_were_not_seen():
     full, unseen = pictures(12), pictures(4, side=40, first=100)
     trained = train_purifier(full + SHIFT, full, steps=120, batch=4, crop=16)
@@ -112,6 +113,7 @@ def recall(target: Target, found: TowerFeatures) -> float:
     return float(((image @ text.T).argmax(1) == torch.arange(len(text))).float().mean())
 
 
+@pytest.mark.slow
 def test_adapted_heads_read_what_was_shifted_and_the_original_stays(lite_clip: Target):
     before = {k: v.clone() for k, v in lite_clip.model.state_dict().items()}
     assert recall(lite_clip, features(lite_clip)) == 1
@@ -137,6 +139,7 @@ def test_learning_starts_from_the_shipped_heads_and_the_seed_decides(lite_clip: 
     assert not torch.equal(one, three)
 
 
+@pytest.mark.slow
 def test_pictures_and_captions_go_through_the_towers(lite_clip: Target):
     own = round_to_8_bits(torch.cat([picture(160, 160, seed=i) for i in range(4)]))
     captions = [("a red box", "two words"), ("a blue box", "a lake"), ("a dog", "an animal"), ("a hat", "a cap")]

@@ -15,6 +15,8 @@ from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import Target
 
+pytestmark = pytest.mark.slow
+
 SCENES = eval_set("scenes", limit=16)
 KEEP_SIZE = set(PLATFORMS) - {"three quarters, stays small", "screenshot", "crop to 90 %", "crop to 75 %"}
 

@@ -15,6 +15,8 @@ from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(p.stem.removeprefix("psic-") for p in (data_dir() / "checkpoints").glob("psic-q*.safetensors"))
 
 

@@ -100,6 +100,7 @@ def few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lite_clip_heads, "lite_classifier", lambda _: small.requires_grad_(False))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_classes")
 def test_the_heads_learn_and_go_into_the_target(towers: Target):
     features = [synthetic(64, 0), synthetic(32, 1)]
@@ -133,6 +134,7 @@ def test_too_few_pairs_for_a_batch_are_refused(towers: Target):
         train_heads(towers, [synthetic(32, 0)], HeadConfig())
 
 
+@pytest.mark.slow
 def test_every_model_has_its_own_cache_and_lite_clips_keeps_its_names(
     pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -273,6 +273,7 @@ def test_cached_latents_are_those_of_real_files(target: Target, pairs: Pairs):
     assert run.latents.y_hat.dtype == torch.int16
 
 
+@pytest.mark.slow
 def test_a_decoder_that_looks_far_has_its_crops_in_more_latents():
     """Ten around each in this one, four in the hyperprior's."""
     model = lively(config=replace(TINY, architecture="cheng2020-anchor", n=12))
@@ -351,6 +352,7 @@ def test_rate_and_distortion_fall(pairs: Pairs):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_stage_two_lowers_the_attack_loss(target: Target, pairs: Pairs):
     model = tiny()
     config = replace(fast("two", gamma=2000.0), steps=40)

@@ -84,6 +84,7 @@ def test_shards_without_a_pair_are_refused(tmp_path: Path):
 # --- without end ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_shows_every_pair_and_never_ends(folder: Path, workers: int):
     shards = Shards(str(folder), 16, workers)
@@ -98,6 +99,7 @@ def test_a_stream_shows_every_pair_and_never_ends(folder: Path, workers: int):
     assert min(seen.values()) > 10
 
 
+@pytest.mark.slow
 def test_a_stream_is_decided_by_its_seed(folder: Path):
     def first(seed: tuple[int, int]) -> list[str]:
         _, captions = next(iter(Shards(str(folder), 16, 0).loader(40, seed)))
@@ -107,6 +109,7 @@ def test_a_stream_is_decided_by_its_seed(folder: Path):
     assert first((0, 5)) != first((0, 6))  # a run that is resumed draws anew
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["plain", "one", "two"])
 def test_a_phase_trains_from_a_stream(folder: Path, stage: str):
     shards, target = Shards(str(folder), 64, 0), load_target("tiny")

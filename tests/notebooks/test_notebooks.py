@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 TIMEOUT = 900  # seconds a notebook
-LONGEST_CELL = 25  # lines of code
+LONGEST_CELL = 30  # lines of code
 LARGEST_FILE = 1_000_000  # bytes of a stored notebook, outputs included
 LONGEST_RUN = 2  # minutes on a CPU that a notebook may take without a fast profile
 DIFFERS = """\

@@ -248,7 +248,7 @@ def test_errors_are_one_sentence_and_status_two(
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["encrypt"], ["encode"], ["evaluate", "--dataset", "coco"], ["train", "-o", "x", "--steps", "ten"],
+    "words", [[], ["encrypt"], ["encode"], ["evaluate", "--dataset", "nowhere"], ["train", "-o", "x", "--steps", "ten"],
               ["train", "-o", "x", "--stage", "three"], ["train", "-o", "x", "--schedule", "alternating"],
               ["decode", "x", "-o", "y", "--nosuch", "1"]],
 )  # fmt: skip

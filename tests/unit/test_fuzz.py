@@ -291,6 +291,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
     return {name: (error, message) for name, error, message in lines}
 
 
+@pytest.mark.slow
 def test_strings_that_end_early_are_not_read_beyond(told: dict[str, tuple[str, str]]):
     error, message = told.get("ended", ("the interpreter crashed or hung", ""))
     assert (error, "other values than were coded" in message) == ("BitstreamError", True), message

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from psic_core.evidence import target_captions
 from psic_core.objectives import authors_loss, grid_mse, naive_loss, rate_distortion_loss, uaeo_loss
 
 # Similarities whose softmax is a ratio of whole numbers: c = s ln w, three pictures by four captions.

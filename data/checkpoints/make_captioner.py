@@ -23,6 +23,7 @@ from psic_core.datasets.folders import Flickr8k, in_memory
 from psic_core.lab.captioner import (
     LENGTH,
     PAD,
+    SIZE,
     SPECIAL,
     START,
     STOP,
@@ -33,7 +34,6 @@ from psic_core.lab.captioner import (
     search,
 )
 from psic_core.lab.captions import caption_scores, tokenise
-from psic_core.models.lite_clip import LITE_SIZE
 from psic_core.training.checkpoints import provenance
 from psic_core.training.files import store_tensors
 
@@ -157,7 +157,7 @@ def train_decoder(
 def make_captioner(output: Path, root: str | None, cache: Path, config: CaptionConfig | None = None) -> dict:
     """Train on Flickr8k train, choose on dev; write the decoder, its words, and a JSON with figures on dev and test."""
     config = config or CaptionConfig()
-    flickr = {split: Flickr8k(data_root(root) / "flickr8k", split, LITE_SIZE) for split in ("train", "dev")}
+    flickr = {split: Flickr8k(data_root(root) / "flickr8k", split, SIZE) for split in ("train", "dev")}
     words = vocabulary_of(flickr["train"].captions, config.least)
     torch.manual_seed(config.seed)
     captioner = LiteCaptioner(CaptionDecoder(len(words), dropout=config.dropout), words)
@@ -182,7 +182,7 @@ def make_captioner(output: Path, root: str | None, cache: Path, config: CaptionC
 
 def captioner_figures(captioner: LiteCaptioner, root: str | None, split: str, cache: Path) -> dict[str, float]:
     """BLEU@1 to 4 and CIDEr on the untouched pictures of a split of Flickr8k."""
-    flickr = Flickr8k(data_root(root) / "flickr8k", split, LITE_SIZE)
+    flickr = Flickr8k(data_root(root) / "flickr8k", split, SIZE)
     maps = picture_maps(captioner, in_memory(flickr), 1, cache)[0].float()
     said = captioner.words(torch.cat([search(captioner.decoder, m, captioner.beams) for m in maps.split(50)]))
     scores = caption_scores(said, flickr.captions)

@@ -110,16 +110,16 @@ class Publish:
 
 @dataclass(frozen=True)
 class TrainTarget:
-    """Train the heads of lite-clip, or of its like, on Flickr8k and scenes."""
+    """Train the heads of lite-clip, or of its like, on Flickr8k, scenes and class names, and measure what it reads."""
 
     output: Folder  # heads file, .safetensors
     target: Literal["lite-clip", "lite1-clip", "lite2-clip"] = "lite-clip"  # whose heads
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
-    scenes: int = 2560  # pictures of scenes
     cache: Path = Path("build/cache")  # folder that keeps the towers' features
 
     def run(self) -> None:
-        """Train and write them."""
-        from psic_core.training.lite_clip_heads import make_lite_clip
+        """Train, write and measure them."""
+        from psic_core.lab.readers import make_reader
 
-        make_lite_clip(self.output, self.data_root, self.scenes, self.cache, self.target)
+        for figure, by in make_reader(self.output, self.target, self.data_root, self.cache).items():
+            print(f"{figure:26}" + "".join(f"{version:>12} {100 * value:5.1f}" for version, value in by.items()))

@@ -82,8 +82,7 @@ class CaptionedFolder(Folder):
     """Any pictures with captions: a folder with a ``captions.csv`` or ``captions.txt``, the first that is there.
 
     Its lines are ``image,caption`` below a header of these words, one or several for each picture. A name counts
-    from the folder, or from ``Images/`` in it (Flickr8k's layout). Pictures come in the order of the list; one
-    that the list leaves out is left out.
+    from the folder, or from ``Images/`` or ``images/`` in it. Pictures come in the order of the list; no others.
 
     Args:
         root: The folder.
@@ -185,7 +184,7 @@ class CelebA(Folder):
 class ImageNetFolder(Folder):
     """ImageNet-style pictures with a ``classes.csv`` (``index,class_name,file``; more columns may be there).
 
-    Classes stand in the order of their index; those of one name are one class, as no prompt tells them apart.
+    Classes stand in the order of their index (``numbers``); those of one name are one class to every prompt.
     """
 
     def __init__(self, root: str | Path, size: int | None = None) -> None:
@@ -195,9 +194,10 @@ class ImageNetFolder(Folder):
         if odd := [row["index"] for row in rows if not row["index"].strip().isdecimal()]:
             raise ValueError(f"{path}: index {odd[0]!r} is no number; give each class its number, from 0")
         rows.sort(key=lambda row: int(row["index"]))
-        self.classes: tuple[str, ...] = tuple(dict.fromkeys(row["class_name"] for row in rows))
+        self.classes = tuple(dict.fromkeys(row["class_name"] for row in rows))
         self.files = _on_disk([self.root / row["file"] for row in rows], path.name)
         self.labels = torch.tensor([self.classes.index(row["class_name"]) for row in rows])
+        self.numbers = [int(row["index"]) for row in rows]
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

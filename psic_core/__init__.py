@@ -9,7 +9,7 @@ Vision-Language Pretrained Models*, ICML 2025, PMLR 267, https://proceedings.mlr
     objectives  sections 3.3 and 3.4: Eq. 9 and the losses S1-1 to S2-2
     training    section 3.4: the two alternating stages
     lab         section 4: what is measured, against which rivals; and the limits, which are ours
-    keys, bitstream, models, datasets, app  what a paper leaves out
+    shield, keys, bitstream, models, datasets, app  what a paper leaves out
 """
 
 from importlib import import_module

@@ -7,11 +7,9 @@ is C++ that does not check its bounds; what could crash the interpreter runs in 
 import contextlib
 import functools
 import random
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -168,15 +166,6 @@ def survives(forged: Stream) -> bool:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_random_strings_do_not_decode(which: int):
-    rng = random.Random(which)
-    for _ in range(100):
-        strings = list(stream().strings)
-        strings[which] = rng.choice([rng.randbytes, lambda n: bytes([rng.choice((0, 255))]) * n])(rng.randrange(300))
-        assert not survives(stream()._replace(strings=tuple(strings)))
-
-
-@pytest.mark.parametrize("which", [0, 1])
 def test_damaged_strings_under_right_checksums_never_show_another_picture(which: int):
     rng = random.Random(which)
     string = stream().strings[which]
@@ -204,20 +193,6 @@ def test_forged_identity_does_not_decode():
     assert not survives(stream()._replace(checksum=stream().checksum ^ 1))
     for name in (*bitstream.ARCHITECTURES, bitstream.CUSTOM):
         assert survives(stream()._replace(architecture=name)) == (name == CONFIG.architecture)
-
-
-def test_random_headers_under_a_right_checksum_do_not_decode():
-    model, data = model_and_file()
-    rng = random.Random(3)
-    for _ in range(300):
-        header = bytearray(data[: HEADER - 4])
-        for _ in range(rng.randrange(1, 4)):
-            header[rng.randrange(5, len(header))] = rng.randrange(256)
-        forged = bytes(header) + struct.pack("<I", zlib.crc32(header)) + data[HEADER:]
-        if forged == data or header[16:24] != data[16:24]:  # forged sizes have their own test
-            continue
-        with pytest.raises(BitstreamError):
-            model.decompress(forged)
 
 
 def test_forged_slot_decodes_protected():

@@ -110,7 +110,7 @@ class TrainConfig:
     final_gamma: float | None = None  # gamma falls to this, by the same factor each step; None: it stays
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2, which lets the picture go
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
-    grid: float = 0.0  # weight of `objectives.grid_mse`, as of an MSE: a pattern that repeats in flat regions
+    grid: float = 0.0  # last weight of `objectives.grid_mse`, as of an MSE; it grows from 0, so that the attack catches
     trains: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning

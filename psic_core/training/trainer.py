@@ -191,7 +191,8 @@ class Trainer:
             loss, row["psnr_masked"] = loss + config.lmbda * config.masking * 255**2 * seen, _psnr(seen)
         if config.grid:
             seen = grid_mse(x_hat - batch.x, batch.x)
-            loss, row["grid"] = loss + config.lmbda * config.grid * 255**2 * seen, 255**2 * seen.detach()
+            weight = config.lmbda * config.grid * self.step / config.steps
+            loss, row["grid"] = loss + weight * 255**2 * seen, 255**2 * seen.detach()
         return loss, row | _row(loss, rd)
 
     def autocast(self) -> torch.autocast:

@@ -88,7 +88,8 @@ def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None, 
     wrong += sorted(set(kept_state(model)) - set(tensors))
     if wrong:
         raise ValueError(f"{found}: tensor {wrong[0]!r} is missing or does not fit {config}")
-    model.load_state_dict(tensors, strict=False)
+    kept = {n: t for n, t in tensors.items() if not (plain and "triggers" in n)}  # plain: they stay as if never trained
+    model.load_state_dict(kept, strict=False)
     try:
         if tables:  # a file without them is older than they are: the weights give them
             model.coder.use_tables(tables)

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +14,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.contrib.concurrent import thread_map
 
-from psic_core.datasets.folders import Folder
+from psic_core.config import data_dir
+from psic_core.datasets.folders import Folder, read_rows
 from psic_core.models.images import load_image
 
 HELD_OUT = 10  # one photo in so many is kept from training
 
 
 def held_out(path: Path) -> bool:
-    """Whether a photo of a training folder is kept for evaluation: one in ten, by a hash of the file's name."""
-    return zlib.crc32(path.name.encode()) % HELD_OUT == 0
+    """Whether a photo of a training folder is kept for evaluation.
+
+    One in ten, by a hash of the file's name, and those that ship as the demo's (``data/photos``).
+    """
+    return zlib.crc32(path.name.encode()) % HELD_OUT == 0 or path.name in _shipped()
+
+
+@cache
+def _shipped() -> frozenset[str]:
+    """The names that the demo's photos have in the training folder."""
+    return frozenset(row["training_name"] for row in read_rows(data_dir() / "photos" / "SOURCES.csv"))
 
 
 class Photos(Dataset):

@@ -27,8 +27,8 @@ from psic_core.datasets.scenes import Scenes
 
 #: What a model may call a photo of which nothing is known.
 PHOTO_CLASSES = (
-    "person", "child", "dog", "cat", "bird", "horse", "car", "boat", "airplane", "food", "cup of coffee", "flower",
-    "tree", "building", "street", "beach", "mountain", "rocket", "astronaut", "motorcycle",
+    "person", "child", "dog", "cat", "bird", "horse", "otter", "car", "boat", "airplane", "rocket", "motorcycle",
+    "guitar", "cup of coffee", "flower", "tree", "building", "street", "beach", "mountain",
 )  # fmt: skip
 
 

@@ -19,6 +19,12 @@ from psic_core.datasets.folders import Folder, read_rows
 from psic_core.models.images import load_image
 
 HELD_OUT = 10  # one photo in so many is kept from training
+SCIKIT = {
+    "cat": ("chelsea", "cat"),
+    "coffee": ("coffee", "cup of coffee"),
+    "rocket": ("rocket", "rocket"),
+    "motorcycle": ("stereo_motorcycle", "motorcycle"),
+}  # name -> function of skimage.data, and what the photo shows
 
 
 def held_out(path: Path) -> bool:
@@ -33,6 +39,23 @@ def held_out(path: Path) -> bool:
 def _shipped() -> frozenset[str]:
     """The names that the demo's photos have in the training folder."""
     return frozenset(row["training_name"] for row in read_rows(data_dir() / "photos" / "SOURCES.csv"))
+
+
+def demo_photos() -> dict[str, tuple[Image.Image, str]]:
+    """The demo's ten photographs at native size: name -> picture and the name of what it shows.
+
+    Four come with scikit-image, six lie in ``data/photos``. No shield was trained on any of them.
+    """
+    import skimage.data  # here, because nothing but the notebooks needs it
+
+    found = {}
+    for name, (function, shows) in SCIKIT.items():
+        pixels = getattr(skimage.data, function)()
+        found[name] = Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels), shows
+    folder = data_dir() / "photos"
+    for row in read_rows(folder / "SOURCES.csv"):
+        found[Path(row["file"]).stem] = load_image(folder / row["file"]), row["shows"]
+    return found
 
 
 class Photos(Dataset):

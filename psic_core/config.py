@@ -84,6 +84,7 @@ class CodecConfig:
     residual: int = 32  # channels of the last trigger's residual block, doubled at each earlier one; 0: none
     ladder: int = 0  # channels of the generator's state beside the picture, see `triggers.Rung`; 0: separate blocks
     injections: int | None = None  # stages that get a trigger, from y_hat on; None: every stage (Eq. 4), 1: y_hat alone
+    budget: float | None = None  # most that a photo may be changed, see `shield.energy`; None: as the triggers will
     reading_side: int = 160  # R: a larger photo gets the triggers that its copy of this shorter side would get
     anchored: bool = True  # the key's trigger is zero: the full version *is* the plain codec (see README)
 
@@ -107,10 +108,10 @@ class TrainConfig:
     warmup: int = 50  # steps of linear warm-up
     lmbda: float = 0.0035  # weight of the distortion against the rate; 0.0035 is CompressAI's quality 2
     gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, next to which the MSE is everything
-    final_gamma: float | None = None  # gamma falls to this, by the same factor each step; None: it stays
+    budget: float | None = None  # the model's budget in the first step; it falls by the same factor to the model's own
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2, which lets the picture go
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
-    grid: float = 0.0  # last weight of `objectives.grid_mse`, as of an MSE; it grows from 0, so that the attack catches
+    grid: float = 0.0  # weight of `objectives.grid_mse` as a share of the budget, after the first quarter of the steps
     trains: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on
     fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
@@ -159,10 +160,10 @@ class TrainConfig:
         swing = (1 + math.cos(math.pi * done)) / 2
         return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * swing
 
-    def gamma_at(self, step: int) -> float:
-        """The weight of L_UC at a step: a strong attack first, which then has to get along with less and less."""
-        end = self.gamma if self.final_gamma is None else self.final_gamma
-        return self.gamma * (end / self.gamma) ** (step / max(1, self.steps - 1)) if self.gamma else 0.0
+    def budget_at(self, step: int, last: float) -> float:
+        """The budget at a step: the attack learns with much, and then has to get along with less and less."""
+        first = self.budget or last
+        return first * (last / first) ** (step / max(1, self.steps - 1))
 
     def fast(self) -> "TrainConfig":
         """The same recipe, cut to seconds for tests and notebooks."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from psic_core import evidence
 from psic_core.config import TrainConfig
+from psic_core.shield import flatness
 
 BORROWED = torch.iinfo(torch.int64).min  # the number of a caption that stands beside a picture without captions
 
@@ -53,24 +54,6 @@ def rate_distortion_loss(
     mse = functional.mse_loss(x_hat, x)
     bpp = torch.as_tensor(bits) / pixels
     return RateDistortion(lmbda * 255**2 * mse + bpp, bpp, mse)
-
-
-def flatness(
-    x: Float[Tensor, "batch 3 height width"], window: int = 9, contrast: float = 0.04
-) -> Float[Tensor, "batch 1 height width"]:
-    """How well each place of a picture shows a change: eyes see noise in a sky, not in grass.
-
-    ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
-    is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
-
-    Args:
-        x: Picture in [0, 1].
-        window: Side of the neighbourhood in pixels, odd.
-        contrast: The sigma, in [0, 1], of weight 1.
-    """
-    grey = x.detach().mean(1, keepdim=True)
-    mean, square = (functional.avg_pool2d(v, window, 1, window // 2, count_include_pad=False) for v in (grey, grey**2))
-    return 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
 
 
 def masked_mse(

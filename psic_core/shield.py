@@ -22,6 +22,40 @@ Pictures = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch m h w"]
 
 
+def flatness(
+    x: Float[Tensor, "batch 3 height width"], window: int = 9, contrast: float = 0.04
+) -> Float[Tensor, "batch 1 height width"]:
+    """How well each place of a picture shows a change: eyes see noise in a sky, not in grass.
+
+    ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
+    is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
+
+    Args:
+        x: Picture in [0, 1].
+        window: Side of the neighbourhood in pixels, odd.
+        contrast: The sigma, in [0, 1], of weight 1.
+    """
+    grey = x.detach().mean(1, keepdim=True)
+    mean, square = (functional.avg_pool2d(v, window, 1, window // 2, count_include_pad=False) for v in (grey, grey**2))
+    return 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
+
+
+def energy(delta: Pictures, x_hat_f: Pictures) -> Float[Tensor, "batch 1 1 1"]:
+    """What a change costs: its mean square in grey levels of 255, counting each place by how well it shows a change.
+
+    Args:
+        delta: The change, in units of [0, 1].
+        x_hat_f: The pictures that are changed; half of the weight is their `flatness`.
+    """
+    weight = (1 + flatness(x_hat_f.clamp(0, 1))) / 2
+    return 255**2 * (weight * delta**2).mean((1, 2, 3), keepdim=True)
+
+
+def within_budget(delta: Pictures, x_hat_f: Pictures, budget: float) -> Pictures:
+    """The change, scaled down in those pictures where its `energy` exceeds the budget."""
+    return delta * (budget / energy(delta, x_hat_f).clamp_min(1e-9)).sqrt().clamp_max(1)
+
+
 class AnySize(nn.Module):
     """What a `psic_core.PSIC` makes of latents, for pictures of every size.
 
@@ -52,7 +86,8 @@ class AnySize(nn.Module):
         """Pictures under a condition, in [0, 1].
 
         Up to a shorter side of R = ``config.reading_side`` this is Eq. 3, ``D(y_hat, beta)``. Above, it is
-        ``x_hat_f`` and the enlarged `delta`, at a cost that does not grow with the photo.
+        ``x_hat_f`` and the enlarged `delta`, at a cost that does not grow with the photo. A change that exceeds
+        ``config.budget`` is scaled down.
 
         Args:
             y_hat: Latents of padded pictures.
@@ -61,15 +96,18 @@ class AnySize(nn.Module):
             tile: Side in pixels of the windows in which a large picture is decoded, as for `PSIC.compress`.
         """
         full = self._is_full(condition)
-        if min(size) <= self.config.reading_side and not full:
+        small = min(size) <= self.config.reading_side
+        if small and not full and not self.config.budget:
             return self.synthesize(y_hat, condition)[..., : size[0], : size[1]].clamp(0, 1)
         cell, tile, g_s = self.coder.cell, tiles.tile_for(*size, tile), self._full
         large = tile and max(y_hat.shape[-2:]) * cell > tile
         x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
         x_hat = x_hat[..., : size[0], : size[1]]
-        if not full:
-            x_hat = x_hat + functional.interpolate(self.delta(x_hat, condition), size, mode="bicubic")
-        return x_hat.clamp(0, 1)
+        if full:
+            return x_hat.clamp(0, 1)
+        x_hat_e = self.synthesize(y_hat, condition)[..., : size[0], : size[1]] if small else None
+        delta = self.delta(x_hat, condition) if x_hat_e is None else self._bounded(x_hat_e - x_hat, x_hat)
+        return (x_hat + functional.interpolate(delta, size, mode="bicubic")).clamp(0, 1)
 
     def delta(
         self, x_hat_f: Pictures, condition: Float[Tensor, " dim"] | None = None
@@ -84,7 +122,11 @@ class AnySize(nn.Module):
         size = [round(side * scale) for side in x_hat_f.shape[-2:]]
         s = resize(x_hat_f.clamp(0, 1), size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
         y_hat = self.quantised_latents(pad_to(s, self.factor))
-        return (self.synthesize(y_hat, condition) - self._full(y_hat))[..., : size[0], : size[1]]
+        delta = (self.synthesize(y_hat, condition) - self._full(y_hat))[..., : size[0], : size[1]]
+        return self._bounded(delta, s)
+
+    def _bounded(self, delta: Pictures, x_hat_f: Pictures) -> Pictures:
+        return within_budget(delta, x_hat_f, self.config.budget) if self.config.budget else delta
 
     @cached_property
     def context(self) -> int:

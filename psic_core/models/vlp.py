@@ -1,6 +1,6 @@
 """The vision-language models that are attacked and evaluated: open_clip models behind one interface."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,13 @@ class Ensemble(Target):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n d"]:
         """Unit features of texts; no gradient."""
         return torch.cat([m.encode_text(texts, batch_size) for m in self.members], 1) / len(self.members) ** 0.5
+
+    def turn(self, step: int) -> tuple[Target, Callable[[Float[Tensor, "n d"]], Float[Tensor, "n part"]]]:
+        """The member whose turn a step is, and what cuts its features out of the ensemble's: half the time a step."""
+        k = step % len(self.members)
+        start = sum(self.widths[:k])
+        columns, root = slice(start, start + self.widths[k]), len(self.members) ** 0.5
+        return self.members[k], lambda features: features[:, columns] * root
 
     def probabilities(
         self, image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "k d"]

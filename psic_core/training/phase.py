@@ -26,7 +26,8 @@ from psic_core.training.checkpoints import (
 )
 from psic_core.training.files import join_logs
 from psic_core.training.pairs import Pairs
-from psic_core.training.trainer import Trainer, started
+from psic_core.training.schedule import started
+from psic_core.training.trainer import Trainer
 
 STREAM_ABOVE = 2 * 10**9  # bytes of shards: what is larger is not loaded into memory unless that is asked for
 SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two as what ships was trained
@@ -108,7 +109,7 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
 
 def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
     """A plain codec with fresh triggers of the sizes that ``codec`` names, which are nothing until they are trained."""
-    sizes = {k: getattr(codec, k) for k in ("dim", "hidden", "residual", "ladder", "injections", "anchored")}
+    sizes = {k: getattr(codec, k) for k in ("dim", "hidden", "residual", "ladder", "injections", "anchored", "budget")}
     fresh = PSIC.build(replace(model.config, **sizes), model.secret)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "triggers" not in k}, strict=False)
     fresh.kind, fresh.card = model.kind, model.card

@@ -7,7 +7,7 @@ from typing import Any
 
 from psic_core.config import RATES, CodecConfig, TrainConfig
 from psic_core.training.phase import SHIELD, Phase, publish, run_phase
-from psic_core.training.trainer import started
+from psic_core.training.schedule import started
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ RECIPES = {
     "shield": Recipe(
         "psic-qN: codec-qN gets its triggers, a ladder of them, against two readers and through platforms",
         {
-            "two": TrainConfig("two", 10_000, 32, 160, learning_rate=1e-3, warmup=200, eot=0.5, gamma=120,
-                               final_gamma=25, pool=128, log_every=20, grid=4.0, **SHIELD),
+            "two": TrainConfig("two", 2400, 8, 160, learning_rate=1e-3, eot=0.5, pool=128, log_every=20, grid=1.0,
+                               budget=24, **SHIELD),
         },
         Phase((*_OURS, "photos"), init="codec-q{quality}", target="lite-clip+lite1-clip",
-              codec=replace(_WIDE, ladder=24)),
+              codec=replace(_WIDE, ladder=24, budget=8.0)),
     ),
     "cpu-hop": Recipe(
         "from the shipped psic-q2 to another rate, on a CPU: three quarters of an hour on one core",

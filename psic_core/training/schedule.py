@@ -1,8 +1,12 @@
 """Which parameters each objective of a phase trains, in which precision, and whose turn a step is (section 3.4)."""
 
+import os
+from datetime import timedelta
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from psic_core.codec import PSIC
 from psic_core.config import Precision, TrainConfig
@@ -77,3 +81,11 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     gains = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if gains else torch.float32
+
+
+def started() -> Accelerator:
+    """One process, or all that ``torchrun`` or ``accelerate launch`` has started: gloo on CPUs, NCCL on GPUs."""
+    # Accelerate leaves launched processes alone with themselves where there is no GPU, unless told to use the CPU.
+    alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
+    patience = timedelta(hours=12)  # the others wait while the first process fills a cache
+    return Accelerator(cpu=alone, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])

@@ -3,14 +3,11 @@
 Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
 """
 
-import os
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -20,7 +17,7 @@ from psic_core.config import TrainConfig
 from psic_core.datasets.photos import Photos
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.images import round_to_8_bits
-from psic_core.models.vlp import Target
+from psic_core.models.vlp import Ensemble, Target
 from psic_core.objectives import (
     RateDistortion,
     attack_loss,
@@ -30,11 +27,12 @@ from psic_core.objectives import (
     rate_distortion_loss,
     wrong_conditions,
 )
+from psic_core.shield import energy, within_budget
 from psic_core.training.batches import Batch, CachedLatents, Crops, InMemory, Streamed
 from psic_core.training.files import Row, read_state, store_state, write_log
 from psic_core.training.pairs import Pairs
 from psic_core.training.platforms import random_platform_transform
-from psic_core.training.schedule import autocast_dtype, freeze, objective_at, parameter_groups
+from psic_core.training.schedule import autocast_dtype, freeze, objective_at, parameter_groups, started
 
 LoggedRow = dict[str, float | str | Tensor]  # tensors until a row is logged: asking for a number waits for the GPU
 
@@ -124,8 +122,6 @@ class Trainer:
                 self.save(rows)
         return rows
 
-    # --- one step ---------------------------------------------------------------------------------------
-
     def train_step(self) -> LoggedRow:
         """One optimiser step of the objective whose turn it is; with ``mixed``, both at once."""
         batch = self.batch()
@@ -173,6 +169,8 @@ class Trainer:
     def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], LoggedRow]:
         """S1-2 and S2-2: the protected version looks like the photo and reads as its target caption."""
         config, y_hat = self.config, batch.y_hat
+        if y_hat is not None and self.model.config.budget:
+            return self.loss_within_budget(batch)
         if y_hat is None and config.trains == "triggers":
             y_hat = self.model.quantised_latents(batch.x)  # the encoder is not this objective's business
         beta = wrong_conditions(len(batch.x), self.model.config.dim, batch.rng).to(batch.x.device)
@@ -183,31 +181,53 @@ class Trainer:
         shown = random_platform_transform(x_hat, config.eot, batch.rng) if config.eot else x_hat
         attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng)
         if self.step % 20 == 1:  # how strong each of the two terms is where it counts
-            row["pull_uc"] = gradient_norm(config.lmbda * config.gamma_at(self.step) * attack, x_hat)
+            row["pull_uc"] = gradient_norm(config.lmbda * config.gamma * attack, x_hat)
             row["pull_mse"] = gradient_norm(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
-        loss = rd.loss + config.lmbda * config.gamma_at(self.step) * attack
+        loss = rd.loss + config.lmbda * config.gamma * attack
         if config.masking:
             seen = masked_mse(x_hat, batch.x)
             loss, row["psnr_masked"] = loss + config.lmbda * config.masking * 255**2 * seen, _psnr(seen)
-        if config.grid:
-            seen = grid_mse(x_hat - batch.x, batch.x)
-            weight = config.lmbda * config.grid * self.step / config.steps
-            loss, row["grid"] = loss + weight * 255**2 * seen, 255**2 * seen.detach()
         return loss, row | _row(loss, rd)
+
+    def loss_within_budget(self, batch: Batch) -> tuple[Float[Tensor, ""], LoggedRow]:
+        """S2-2 with its distortion as a bound, because as a term it wins over a young attack, or loses and is coarse.
+
+        What exceeds the budget is scaled down, as decoding does it, and costs a little.
+        """
+        config, budget = self.config, self.config.budget_at(self.step, self.model.config.budget)
+        beta = wrong_conditions(len(batch.x), self.model.config.dim, batch.rng).to(batch.x.device)
+        with self.autocast():
+            x_hat_e = batch.cut(self.model(batch.x, beta, y_hat=batch.y_hat)["x_hat"].float())
+            with torch.no_grad():
+                x_hat_f = batch.cut(self.model.g_s.plain(batch.y_hat).float())
+        delta = x_hat_e - x_hat_f
+        x_hat_f = x_hat_f.clamp(0, 1)
+        excess = (energy(delta, x_hat_f) / budget).clamp_min(1).log().mean()
+        delta = within_budget(delta, x_hat_f, budget)
+        shown = random_platform_transform(x_hat_f + delta, config.eot, batch.rng)
+        reader, pool = self.target, self.source.pool(batch)
+        if isinstance(reader, Ensemble):
+            reader, part = reader.turn(self.step)
+            pool = pool._replace(image=part(pool.image), text=part(pool.text))
+        attack, row = attack_loss(self._read(shown, reader), pool, config, batch.rng)
+        grid = 255**2 * grid_mse(delta, x_hat_f) / budget
+        loss = attack + config.grid * min(1.0, 4 * self.step / config.steps) * grid + excess / 2
+        row |= {"loss": loss.detach(), "psnr": _psnr(delta.square().mean()), "budget": budget}
+        return loss, row | {"grid": grid.detach(), "excess": excess.detach()}
 
     def autocast(self) -> torch.autocast:
         """The context in which the networks compute."""
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def _read(self, x_hat: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
-        """What the target makes of pictures as they would be saved."""
-        saved = round_to_8_bits(x_hat)
+    def _read(
+        self, x_hat: Float[Tensor, "batch 3 height width"], reader: Target | None = None
+    ) -> Float[Tensor, "batch d"]:
+        """What a reader, the target else, makes of pictures as they would be saved."""
+        reader, saved = reader or self.target, round_to_8_bits(x_hat)
         if saved.device.type == "cpu":  # depthwise networks do not gain there
-            return self.target.encode_image(saved)
+            return reader.encode_image(saved)
         with self.autocast():
-            return self.target.encode_image(saved).float()
-
-    # --- data and state ---------------------------------------------------------------------------------
+            return reader.encode_image(saved).float()
 
     def batch(self) -> Batch:
         """What the present step sees."""
@@ -269,14 +289,6 @@ class Trainer:
             raise ValueError(f"{len(pairs)} pictures do not fill a batch of {config.batch_size}")
         if config.batch_size % (n := self.accelerator.num_processes):
             raise ValueError(f"batch_size {config.batch_size} is shared by {n} processes: give a multiple of {n}")
-
-
-def started() -> Accelerator:
-    """One process, or all that ``torchrun`` or ``accelerate launch`` has started: gloo on CPUs, NCCL on GPUs."""
-    # Accelerate leaves launched processes alone with themselves where there is no GPU, unless told to use the CPU.
-    alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
-    patience = timedelta(hours=12)  # the others wait while the first process fills a cache
-    return Accelerator(cpu=alone, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
 
 
 def _row(loss: Float[Tensor, ""], rd: RateDistortion) -> LoggedRow:

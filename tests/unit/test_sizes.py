@@ -1,5 +1,7 @@
 """The shield at every size: Eq. 3 up to the reading side, above it the triggers of the small copy, enlarged."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import OWNER, awaken, backbone, picture
@@ -9,6 +11,7 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import ARCHITECTURES
 from psic_core.codec import PSIC
 from psic_core.models.images import pad_to
+from psic_core.shield import energy, within_budget
 
 SMALL = {"dim": 16, "hidden": 8, "residual": 4, "reading_side": 64}
 
@@ -70,3 +73,24 @@ def test_every_architecture_shields_photos_above_the_reading_side(name: str):
     assert full.shape == protected.shape == (1, 3, 100, 140)
     assert (full - protected).abs().max() > 1e-3
     assert bitstream.unpack(file).size == (100, 140)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (160, 200)])
+def test_no_photo_is_changed_by_more_than_the_budget(model: PSIC, size: tuple[int, int]):
+    y_hat = model.quantised_latents(pad_to(picture(*size), model.factor))
+    full, free = (model.picture(y_hat, size, c) for c in (model.full_condition(), None))
+    allowed = float(energy(free - full, full)) / 4
+    model.config = replace(model.config, budget=allowed)
+    bounded = model.picture(y_hat, size, None)
+    model.config = replace(model.config, budget=None)
+    assert torch.equal(model.picture(y_hat, size, model.full_condition()), full)
+    assert 0.2 * allowed < float(energy(bounded - full, full)) < 1.05 * allowed
+
+
+def test_a_change_within_the_budget_stays_as_it_is():
+    x = picture(32, 32)
+    delta = torch.linspace(-0.2, 0.2, x.numel()).view_as(x)
+    cut = within_budget(delta, x, 8.0)
+    assert torch.allclose(energy(cut, x), torch.tensor(8.0))
+    assert torch.allclose(cut, delta * cut.norm() / delta.norm())
+    assert torch.equal(within_budget(cut / 2, x, 8.0), cut / 2)

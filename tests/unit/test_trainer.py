@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import math
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -391,3 +392,12 @@ def test_an_attack_needs_a_target_and_features(target: Target, pairs: Pairs):
 def test_errors_name_the_value(stage: str, change: dict, says: str, target: Target, pairs: Pairs):
     with pytest.raises(ValueError, match=says):
         Trainer(tiny(), pairs, replace(fast("one"), stage=stage, **change), target)
+
+
+def test_a_budget_bounds_what_stage_two_changes(target: Target, pairs: Pairs):
+    """The budget falls from the phase's to the model's; the attack is trained within it."""
+    model = lively(config=replace(TINY, ladder=4, budget=6.0))
+    trainer = Trainer(model, pairs, fast("two", budget=24.0, grid=1.0, pool=8), target)
+    rows = trainer.fit()
+    assert [row["budget"] for row in rows] == pytest.approx([24 * 0.25 ** (i / 5) for i in range(6)])
+    assert all(row["psnr"] > 10 * math.log10(255**2 / (2.1 * row["budget"])) for row in rows)  # a weight is 1/2 or more

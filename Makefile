@@ -62,17 +62,18 @@ RATES := 1 2 3 4
 PSIC := .venv/bin/psic
 results: .venv/.installed ## measure the shipped models on all data sets (hours), renew data/results and the tables
 	@set -e; for q in $(RATES); do \
-	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k scenes --target lite-clip lite2-clip \
+	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k --target lite-clip lite2-clip \
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
 	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset imagenet celeba --limit 1000 \
 	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
 	    --json data/results/captions-q$$q-flickr8k.json; \
-	  $(PSIC) wrong-keywords --checkpoint psic-q$$q --dataset scenes --limit 100 --json data/results/keys-q$$q-scenes.json; \
 	done
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
-	$(PSIC) rd --dataset flickr8k-dev --limit 200 --json data/results/rd-flickr8k-dev.json
 	$(PSIC) limits --json data/results/limits.json
+	for side in 160 320 512 1024; do \
+	  $(PSIC) limits --levels none platforms --side $$side --limit 48 --json data/results/limits-$$side.json; \
+	done
 	$(RUN) notebooks/upkeep.py --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep

@@ -20,13 +20,11 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from psic_core.app import charts, comparison_tables, figures, tables
-from psic_core.app.tables import markdown
+from psic_core.app import figures, tables
 from psic_core.config import data_dir, repo_dir
 from psic_core.datasets.scenes import Scenes
-from psic_core.lab import limits
-from psic_core.lab.ablations import VARIANTS
-from psic_core.lab.comparison import read_points
+from psic_core.lab.ablations import METHODS
+from psic_core.lab.comparison import curves, read_points
 from psic_core.models.images import to_pil, to_tensor
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, read_card
@@ -85,35 +83,22 @@ def pages() -> dict[Path, dict[str, str]]:
     results, cards = data_dir() / "results", data_dir() / "checkpoints"
     found = tables.reports(results)
     points = read_points(results / "points.jsonl")
-    attacked = _report("limits")
     names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
-    others = {p.stem[6:-7]: json.loads(p.read_text()) for p in sorted(results.glob("other-*-scenes.json"))}
+    sizes = {int(p.stem.partition("-")[2]): json.loads(p.read_text()) for p in results.glob("limits-*.json")}
     return {
         repo_dir() / "README.md": {
             "results": tables.success_table(found),
-            "rates": tables.rates_table(found),
-            "claims": comparison_tables.claims_table(points),
+            "claims": tables.claims_table(points),
             "course": course_table(),
         },
         results / "README.md": {
+            "rates": tables.rates_table(found),
             "recall": tables.recall_table(found),
-            "scores": tables.scores_table(found),
-            "denominators": tables.denominators_table(found),
-            "transfer": tables.transfer_table(found),
             "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
             "kodak": tables.rd_table(_report("rd-kodak")),
-            "flickr8k-dev": tables.rd_table(_report("rd-flickr8k-dev")),
-            "keywords": tables.keywords_table(tables.audits(results)),
-            "speed": tables.speed_table(_report("speed")),
-            "scaling": tables.scaling_table(_report("scaling")),
-            "codecs": tables.codecs_table(_report("codecs")),
-            "others": tables.others_table(others),
-            "limits": comparison_tables.limits_table(attacked),
-            "limits-tasks": comparison_tables.limits_table(attacked, tasks=True),
-            "frontier-75": comparison_tables.frontier_table(points, comparison_tables.OFFSETS[0]),
-            "frontier-100": comparison_tables.frontier_table(points, comparison_tables.OFFSETS[1]),
-            "claims": comparison_tables.claims_table(points),
-            "changes": comparison_tables.changes_table(points),
+            "limits": tables.limits_table(_report("limits")),
+            "sizes": tables.sizes_table(dict(sorted(sizes.items()))) if sizes else "Not measured yet.",
+            "ablations": tables.ablations_table(points),
         },
         cards / "README.md": {"history": history_table(names)},
     }
@@ -135,7 +120,7 @@ def history_table(names: Sequence[str]) -> str:
         cells = [" ".join(sorted(set(users))), c["stage"], c["lmbda"], f"{c['steps']} × {c['batch_size']}"]
         cells += [", ".join(phase["datasets"]), c["gamma"] if attacked else "–", f"{phase['seconds'] / 60:.0f}"]
         rows.append([*cells, phase["hardware"], commit])
-    return markdown(head, rows)
+    return tables.markdown(head, rows)
 
 
 def _report(name: str) -> dict[str, Any]:
@@ -143,7 +128,7 @@ def _report(name: str) -> dict[str, Any]:
 
 
 def make_pictures() -> None:
-    """README's strip and contact sheet, the paper's Fig. 3 and 4 from our results, and speed over sizes.
+    """README's strip and contact sheet, and the paper's Fig. 3 and 4, ablations and limits from our results.
 
     The strip shows the first held-out scene that the model reads rightly on the full version: chosen for what the
     codec leaves, not for what the protection does.
@@ -164,17 +149,15 @@ def make_pictures() -> None:
             break
     notes = {v: f"“{scenes.classes[int(p.argmax())]}” {100 * float(p.max()):.0f} %" for v, p in beliefs.items()}
     figures.save(figures.strip(versions, notes), results / "strip.png")
-    figures.save(charts.performance(found, captions), results / "performance.png")
-    figures.save(charts.success(found), results / "success.png")
-    figures.save(charts.fidelity(_report("rd-kodak")), results / "fidelity.png")
-    speed = _report("speed")
-    if any("task" in measured for measured in speed.values()):  # else it is of a time before sizes were measured
-        figures.save(charts.growth(speed), results / "speed.png")
     points = read_points(results / "points.jsonl")
-    figures.save(charts.frontier(points), results / "frontier.png")
-    figures.save(charts.changes(points, [m for m in VARIANTS if m != "uaeo"]), results / "changes.png")
-    attacked = _report("limits")
-    figures.save(charts.limits(attacked, limits.SUMMARY), results / "limits.png")
+    drawn = {
+        "performance": figures.against_rate(tables.score_panels(found, captions)),
+        "fidelity": figures.against_rate(tables.fidelity_panels(_report("rd-kodak"))),
+        "frontier": figures.frontier({m: seeds for m in METHODS if (seeds := curves(points, m))}),
+        "limits": figures.limits(_report("limits")),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, results / f"{name}.png")
     contact_sheet().save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
 
 
@@ -224,7 +207,7 @@ def course_table() -> str:
         title = f"[{path.stem[:2]} {about['title']}](notebooks/{path.name})"
         minutes = f"{about['minutes_cpu']} / {about['minutes_gpu']}"
         rows.append([title, about["goal"], minutes, f"{colab}, {solution}"])
-    return markdown(["notebook", "goal", "minutes, CPU / GPU", "open"], rows)
+    return tables.markdown(["notebook", "goal", "minutes, CPU / GPU", "open"], rows)
 
 
 def with_address(text: str) -> str:

@@ -173,7 +173,7 @@ def make_captioner(output: Path, root: str | None, cache: Path, config: CaptionC
     card = {"recipe": config._asdict(), "words": len(words), "epochs": epochs, **provenance()}
     tensors = {key: value.half() for key, value in decoder.state_dict().items()}
     store_tensors(tensors, output, {"vocabulary": json.dumps(words), "card": json.dumps(card)})
-    finished = load_captioner("lite2-captioner", output)  # what ships is what is measured
+    finished = load_captioner(output)  # what ships is what is measured
     card["figures"] = {split: captioner_figures(finished, root, split, cache) for split in ("dev", "test")}
     output.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(card["figures"], indent=1))

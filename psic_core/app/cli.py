@@ -29,12 +29,10 @@ COMMANDS: dict[str, type] = {
     "recipe": cli_training.RunRecipe,
     "ablate": cli_training.Ablate,
     "publish": cli_training.Publish,
-    "train-target": cli_training.TrainTarget,
     "evaluate": cli_lab.Evaluate,
     "captions": cli_lab.Captions,
     "rd": cli_lab.RateDistortion,
     "limits": cli_lab.Limits,
-    "wrong-keywords": cli_lab.WrongKeywords,
 }
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -15,64 +15,64 @@ Output = Annotated[Path, arg(aliases=["-o"])]
 
 
 @dataclass(frozen=True)
-class Encode:
+class Coding:
+    """What encoding and decoding take; a folder's files go into a folder."""
+
+    output: Output  # of a folder: a folder, made where missing
+    keyword: str = ""  # words that open the full version; others see them here: - asks, or reads standard input
+    keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    workers: int = 1  # processes for a folder
+    overwrite: bool = False  # replace files that are there and are not what is asked for
+    tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
+    max_megapixels: float = 50  # larger pictures are refused
+
+    def make(self, source: Path, task: Literal["encode", "decode"], **more: Any) -> tuple[str | None, str | None]:
+        """Make a file, or a folder's; returns one file's version, and the keyword."""
+        from psic_core.app.folder_jobs import Job, Work, checked, load, make, run_folder
+
+        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", self.keyword_file, twice=task == "encode")
+        most = round(self.max_megapixels * 1e6)
+        work = Work(task, self.checkpoint, keyword, tile=self.tile, max_pixels=most, **more)
+        if source.is_dir():
+            return run_folder(source, self.output, work, self.workers, self.overwrite), keyword
+        job = Job(source, self.output)
+        checked(job, self.overwrite)
+        return make(job, work, load(work)), keyword
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode(Coding):
     """Write a photo to a .psic file, or a folder of photos to a folder of files."""
 
     photo: Positional[Path]  # or a folder
-    output: Output  # of a folder: a folder, made where missing
-    keyword: str = ""  # words that will decode the full version; here others see them: - asks, or reads standard input
-    keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
     passphrase: str = ""  # the owner's, where the checkpoint does not hold its secret; - and PSIC_PASSPHRASE as above
     quality: int | None = None  # level of a variable-rate model, from 0
-    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    workers: int = 1  # processes for a folder
-    overwrite: bool = False  # replace files that are there and are not what is asked for
-    tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
-    max_megapixels: float = 50  # larger pictures are refused
 
     def run(self) -> None:
         """Encode."""
-        from psic_core.app.folder_jobs import Job, Work, run_folder, run_one
         from psic_core.bitstream import describe
 
-        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", self.keyword_file, twice=True)
         passphrase = private(self.passphrase, "passphrase", "PSIC_PASSPHRASE")
-        most = round(self.max_megapixels * 1e6)
-        work = Work("encode", self.checkpoint, keyword, passphrase, self.quality, self.tile, most)
-        if self.photo.is_dir():
-            return run_folder(self.photo, self.output, work, self.workers, self.overwrite)
-        version = run_one(Job(self.photo, self.output), work, self.overwrite)
-        facts = describe(self.output.read_bytes())
-        size = f"{facts['bytes']['total']} bytes, {facts['bpp']:.3f} bpp, {facts['width']}x{facts['height']}"
-        print(f"{self.output}: {size}, {version}")
+        version, _ = self.make(self.photo, "encode", passphrase=passphrase, quality=self.quality)
+        if version:
+            facts = describe(self.output.read_bytes())
+            size = f"{facts['bytes']['total']} bytes, {facts['bpp']:.3f} bpp, {facts['width']}x{facts['height']}"
+            print(f"{self.output}: {size}, {version}")
 
 
-@dataclass(frozen=True)
-class Decode:
+@dataclass(frozen=True, kw_only=True)
+class Decode(Coding):
     """Decode a .psic file, or a folder: protected, or full with the keyword."""
 
     file: Positional[Path]  # or a folder
-    output: Output  # of a folder: a folder, made where missing
-    keyword: str = ""  # without a right one, protected is decoded; others see it here: - asks, or reads standard input
-    keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
-    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    workers: int = 1  # processes for a folder
-    overwrite: bool = False  # replace files that are there and are not what is asked for
-    tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
-    max_megapixels: float = 50  # larger pictures are refused
 
     def run(self) -> None:
         """Decode."""
-        from psic_core.app.folder_jobs import Job, Work, run_folder, run_one
-
-        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", self.keyword_file)
-        most = round(self.max_megapixels * 1e6)
-        work = Work("decode", self.checkpoint, keyword, tile=self.tile, max_pixels=most)
-        if self.file.is_dir():
-            return run_folder(self.file, self.output, work, self.workers, self.overwrite)
-        version = run_one(Job(self.file, self.output), work, self.overwrite)
-        wrong = ": the keyword is not the one of this file" if keyword and version == "protected" else ""
-        print(f"{self.output}: {version} version{wrong}")
+        version, keyword = self.make(self.file, "decode")
+        if version:
+            wrong = ": the keyword is not the one of this file" if keyword and version == "protected" else ""
+            print(f"{self.output}: {version} version{wrong}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The commands that measure: ``psic evaluate``, ``captions``, ``rd``, ``limits``, ``wrong-keywords``."""
+"""The commands that measure: ``psic evaluate``, ``captions``, ``rd``, ``limits``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,67 +12,77 @@ from psic_core.datasets import DataSet
 Report = Annotated[Path, arg(metavar="OUT")]
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure a checkpoint on data sets."""
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What every measurement of one model takes."""
 
-    dataset: tuple[DataSet, ...]  # one or several
     json: Report  # the report; of several data sets, {dataset} in its name becomes theirs
+    dataset: tuple[DataSet, ...]  # one or several
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     plain: str | None = None  # the plain codec of the same rate; None: the model without its triggers
-    target: tuple[str, ...] = ("lite-clip",)  # the model that reads the pictures; further ones go to `transfer`
     cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
-    classes: Path | None = None  # for photos: a text file, one class name a line
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT), or your photos, captioned or in classes
     limit: int | None = None  # the first so many pictures
     side: int | None = None  # shorter side in pixels that photos are coded at; 0: as they are; None: the set's own way
 
+    def models(self) -> tuple[Any, Any]:
+        """The model, and the plain codec that it is compared with."""
+        from psic_core.training.checkpoints import load_checkpoint
+
+        plain = load_checkpoint(self.plain) if self.plain else load_checkpoint(self.checkpoint, plain=True)
+        return load_checkpoint(self.checkpoint), plain
+
+    def sets(self, classes: list[str] | None = None) -> list[Any]:
+        """The data sets."""
+        from psic_core.datasets.eval_sets import eval_set
+
+        if len(self.dataset) > 1 and "{dataset}" not in str(self.json):
+            raise ValueError(f"{self.json} would be written {len(self.dataset)} times; put {{dataset}} into its name")
+        return [eval_set(name, self.data_root, self.limit, self.side, classes) for name in self.dataset]
+
+    def write(self, report: dict[str, Any], text: str) -> None:
+        """Write a report and print it."""
+        from psic_core.lab.evaluate import write_json
+
+        report |= {"checkpoint": self.checkpoint, "side": self.side}
+        write_json(report, str(self.json).replace("{dataset}", report["dataset"]))
+        print(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Measurement):
+    """Measure a checkpoint on data sets."""
+
+    target: tuple[str, ...] = ("lite-clip",)  # the model that reads the pictures; further ones go to `transfer`
+    classes: Path | None = None  # for photos: a text file, one class name a line
+
     def run(self) -> None:
         """Measure, write and print."""
-        from psic_core.datasets.eval_sets import eval_set
-        from psic_core.lab.evaluate import evaluate, table, write_json
+        from psic_core.lab.evaluate import evaluate, table
         from psic_core.models.vlp import load_target
-        from psic_core.training.checkpoints import load_checkpoint
 
         lines = read(self.classes).decode("utf-8").splitlines() if self.classes else []
         names = [line.strip() for line in lines if line.strip()] if self.classes else None
-        if len(self.dataset) > 1 and "{dataset}" not in str(self.json):
-            raise ValueError(f"{self.json} would be written {len(self.dataset)} times; put {{dataset}} into its name")
-        sets = [eval_set(name, self.data_root, self.limit, self.side, names) for name in self.dataset]
-        model, plain = load_checkpoint(self.checkpoint), load_plain(self.checkpoint, self.plain)
+        sets, (model, plain) = self.sets(names), self.models()
         targets = [load_target(name) for name in self.target]
         for data in sets:
             report = evaluate(model, plain, data, targets, self.cache)
-            write_json(report | {"checkpoint": self.checkpoint}, str(self.json).replace("{dataset}", data.name))
-            print(table(report))
+            self.write(report, table(report))
 
 
-@dataclass(frozen=True)
-class Captions:
+@dataclass(frozen=True, kw_only=True)
+class Captions(Measurement):
     """Score what a captioner that was never attacked says of each version."""
-
-    dataset: DataSet  # with captions
-    json: Report  # the report
-    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    plain: str | None = None  # the plain codec of the same rate; None: the model without its triggers
-    captioner: str = "lite2-captioner"  # or a model of Hugging Face, such as Salesforce/blip2-opt-2.7b
-    cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
-    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
-    limit: int | None = None  # the first so many pictures
 
     def run(self) -> None:
         """Caption, score, write and print."""
-        from psic_core.datasets.eval_sets import eval_set
         from psic_core.lab.captioner import load_captioner
         from psic_core.lab.captions import caption_report, table
-        from psic_core.lab.evaluate import write_json
-        from psic_core.training.checkpoints import load_checkpoint
 
-        data = eval_set(self.dataset, self.data_root, self.limit)
-        model, plain = load_checkpoint(self.checkpoint), load_plain(self.checkpoint, self.plain)
-        report = caption_report(model, plain, data, load_captioner(self.captioner), self.cache)
-        write_json(report | {"checkpoint": self.checkpoint}, self.json)
-        print(table(report))
+        sets, (model, plain), captioner = self.sets(), self.models(), load_captioner()
+        for data in sets:
+            report = caption_report(model, plain, data, captioner, self.cache)
+            self.write(report, table(report))
 
 
 @dataclass(frozen=True)
@@ -107,46 +117,14 @@ class Limits:
     target: str = "lite-clip"  # the model that they were made against
     levels: tuple[str, ...] = ()  # some of the threat model's levels; none named: all
     limit: int = 150  # held-out scenes
+    side: int = 160  # of the scenes in pixels
 
     def run(self) -> None:
         """Attack, write and print."""
-        from psic_core.app.comparison_tables import limits_table
+        from psic_core.app.tables import limits_table
         from psic_core.lab.evaluate import write_json
         from psic_core.lab.limits import LEVELS, run_limits
 
-        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS))
+        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS), self.side)
         write_json(report, self.json)
         print(limits_table(report))
-
-
-@dataclass(frozen=True)
-class WrongKeywords:
-    """Decode with many wrong keywords, one by one."""
-
-    dataset: DataSet  # what is decoded
-    json: Report  # the report
-    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    keywords: int = 100  # how many
-    target: str = "lite-clip"  # the model that reads the pictures
-    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
-    limit: int | None = None  # the first so many pictures
-
-    def run(self) -> None:
-        """Decode, write and print."""
-        from psic_core.datasets.eval_sets import eval_set
-        from psic_core.lab.evaluate import write_json
-        from psic_core.lab.wrong_keywords import audit, table
-        from psic_core.models.vlp import load_target
-        from psic_core.training.checkpoints import load_checkpoint
-
-        data = eval_set(self.dataset, self.data_root, self.limit)
-        report = audit(load_checkpoint(self.checkpoint), data, load_target(self.target), self.keywords)
-        write_json(report | {"checkpoint": self.checkpoint}, self.json)
-        print(table(report))
-
-
-def load_plain(checkpoint: str, plain: str | None) -> Any:
-    """The plain codec that a model is compared with: one of its own, else the model without its triggers."""
-    from psic_core.training.checkpoints import load_checkpoint
-
-    return load_checkpoint(plain) if plain else load_checkpoint(checkpoint, plain=True)

@@ -1,8 +1,8 @@
-"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``, ``train-target``."""
+"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -71,24 +71,18 @@ class Ablate:
     json: Path = Path("data/results/points.jsonl")  # what they give, a line each
     pictures: int = 300  # held-out scenes to measure on
     target: str = "lite-clip"  # the model under attack
-    weights: Path | None = None  # of one bavaft point: write the rival's weights there too, as float16
 
     def run(self) -> None:
         """Run the points, or list the methods."""
-        from psic_core.lab.ablations import RIVALS, SWEEPS, VARIANTS, point
-        from psic_core.lab.comparison import publish_bavaft, run_points
+        from psic_core.lab.ablations import METHODS
+        from psic_core.lab.comparison import run_points
 
         if self.list:
-            for name, what in ({n: v.what for n, v in VARIANTS.items()} | RIVALS).items():
-                print(f"{name:18} {what}; strengths {', '.join(map(str, SWEEPS.get(name, ('its own',))))}")
+            for name, method in METHODS.items():
+                strengths = ", ".join(map(str, method.strengths))
+                print(f"{name:12} {method.what}; strengths {strengths}; seeds {method.seeds}")
             return
-        if self.weights and (len(self.points) != 1 or point(self.points[0]).method != "bavaft"):
-            raise ValueError(
-                f"--weights takes one bavaft point, got {self.points}; write psic ablate bavaft@30 --weights FILE"
-            )
         run_points(self.points, self.out, self.json, self.pictures, self.target)
-        if self.weights:
-            publish_bavaft(point(self.points[0]), self.out, self.weights, self.target)
 
 
 @dataclass(frozen=True)
@@ -106,20 +100,3 @@ class Publish:
         from psic_core.training.phase import publish
 
         print(publish(self.checkpoint, self.quality, self.output, self.strength, self.label))
-
-
-@dataclass(frozen=True)
-class TrainTarget:
-    """Train the heads of lite-clip, or of its like, on Flickr8k, scenes and class names, and measure what it reads."""
-
-    output: Folder  # heads file, .safetensors
-    target: Literal["lite-clip", "lite1-clip", "lite2-clip"] = "lite-clip"  # whose heads
-    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
-    cache: Path = Path("build/cache")  # folder that keeps the towers' features
-
-    def run(self) -> None:
-        """Train, write and measure them."""
-        from psic_core.lab.readers import make_reader
-
-        for figure, by in make_reader(self.output, self.target, self.data_root, self.cache).items():
-            print(f"{figure:26}" + "".join(f"{version:>12} {100 * value:5.1f}" for version, value in by.items()))

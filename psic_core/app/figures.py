@@ -3,14 +3,16 @@
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 #: Each version keeps its colour through the whole course.
@@ -23,6 +25,7 @@ COLOURS = {
     "jpeg": "#999999",
     "noise": "#a6761d",
 }
+SHIELDS = (COLOURS["protected"], "tab:blue", "tab:green")  # of models side by side
 STYLE = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
@@ -46,13 +49,8 @@ def strip(pictures: Mapping[str, Image.Image], notes: Mapping[str, str] | None =
     notes = notes or {}
     widths = [p.width / p.height for p in pictures.values()]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1,
-            len(pictures),
-            figsize=(height * sum(widths) + 0.2, height + 0.7),
-            width_ratios=widths,
-            squeeze=False,
-        )
+        size = (height * sum(widths) + 0.2, height + 0.7)
+        figure, axes = plt.subplots(1, len(pictures), figsize=size, width_ratios=widths, squeeze=False)
         for ax, (name, picture) in zip(axes[0], pictures.items(), strict=True):
             ax.imshow(picture)
             ax.set_title(name, color=COLOURS.get(name, "black"), fontweight="bold")
@@ -102,9 +100,11 @@ def beliefs(probabilities: Mapping[str, Float[Tensor, " classes"]], classes: Seq
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6.5, 0.32 * len(shown) + 0.9))
         for k, (name, p) in enumerate(probabilities.items()):
-            ax.barh(rows + k * bar, p[shown].numpy(), bar, label=name, color=COLOURS.get(name))
-        ax.set_yticks(rows + 0.4 - bar / 2, [classes[i] for i in shown])
+            ax.barh(rows + k * bar, p[shown].numpy(), bar, label=_plain_text(name), color=COLOURS.get(name))
+        names = [_plain_text(textwrap.shorten(classes[i], 48, placeholder=" …")) for i in shown]
+        ax.set_yticks(rows + 0.4 - bar / 2, names)
         ax.invert_yaxis()
+        ax.set_xlim(0, 1)
         ax.set_xlabel("probability")
         ax.legend()
         figure.tight_layout()
@@ -112,53 +112,13 @@ def beliefs(probabilities: Mapping[str, Float[Tensor, " classes"]], classes: Seq
     return figure
 
 
-def reading(probabilities: Mapping[str, Float[Tensor, " prompts"]], prompts: Sequence[str]) -> Figure:
-    """`beliefs` over all of a reader's prompts, on one scale from 0 to 1 whatever the picture."""
-    names = [plain_text(textwrap.shorten(p, 48, placeholder=" …")) for p in prompts]
-    figure = beliefs({plain_text(v): p for v, p in probabilities.items()}, names, top=len(names))
-    figure.axes[0].set_xlim(0, 1)
-    return figure
-
-
-def answers(rows: Mapping[str, Sequence[tuple[str, Image.Image]]], marked: str, side: float = 1.15) -> Figure:
-    """Search results, best first: one row of named pictures a gallery; the picture ``marked`` is framed.
-
-    Args:
-        rows: Name of the gallery to its answers.
-        marked: Name of the picture that was searched for.
-        side: Of one picture, in inches.
-    """
-    columns = max(map(len, rows.values()))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(rows), columns, figsize=(columns * side + 0.9, len(rows) * (side + 0.3)), squeeze=False
-        )
-        for line, (gallery, found) in zip(axes, rows.items(), strict=True):
-            for ax in line[len(found) :]:
-                ax.axis("off")
-            line[0].set_ylabel(gallery.replace(" ", "\n"), rotation=0, ha="right", va="center", fontweight="bold")
-            for place, (ax, (name, picture)) in enumerate(zip(line, found, strict=False), start=1):
-                ax.imshow(ImageOps.fit(picture, (min(picture.size),) * 2))  # the middle, which a target reads
-                ax.set_title(f"{place} {plain_text(textwrap.shorten(name, 16, placeholder='…'))}", fontsize=8)
-                ax.set_xticks([])
-                ax.set_yticks([])
-                ax.spines[:].set(visible=name == marked, linewidth=4, color=COLOURS["protected"])
-        figure.tight_layout()
-    plt.close(figure)
-    return figure
-
-
 def against_rate(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
-    names: Mapping[str, str],
-    columns: int = 3,
-    rate: str = "bpp",
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], columns: int = 3, rate: str = "bpp"
 ) -> Figure:
     """Curves over the rate, a panel a measure, in the layout of the paper's Fig. 3 and 4.
 
     Args:
         panels: Title to curve to its points ``(bits per pixel, value)``; a curve named as in `COLOURS` has its colour.
-        names: What the legend calls a curve, where not by its name.
         columns: Panels side by side.
         rate: What the horizontal axis says.
     """
@@ -178,15 +138,59 @@ def against_rate(
         named: dict[str, Artist] = {}
         for ax in axes.flat:
             named |= {name: line for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(
-            named.values(), [names.get(name, name) for name in named], loc="lower center", ncols=len(named), fontsize=8
-        )
+        figure.legend(named.values(), list(named), loc="lower center", ncols=len(named), fontsize=8)
         figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))  # the legend's line, below all panels
     plt.close(figure)
     return figure
 
 
-def plain_text(text: str) -> str:
+def frontier(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -> Figure:
+    """Attack success against what the protection costs in decibels: a line for each seed of each method.
+
+    Args:
+        curves: Method to its seeds' points ``(dB against the plain codec, share)``, as `comparison.curves` gives them.
+    """
+    colours = plt.get_cmap("tab20").colors
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.5, 4.2))
+        for k, (method, seeds) in enumerate(curves.items()):
+            look = "--" if method.startswith("pgd") else "-"
+            for i, points in enumerate(seeds):
+                x, y = zip(*points, strict=True)
+                label = None if i else method
+                ax.plot(x, [100 * v for v in y], look, marker="o", ms=3, lw=1.2, color=colours[k % 20], label=label)
+        ax.set(xlabel="protected − plain (dB)", ylabel="attack success, mean of four tasks (%)", ylim=(-3, 103))
+        ax.legend(fontsize=8, ncols=2)
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def limits(report: Mapping[str, Any]) -> Figure:
+    """Protection left after each attack of a report of `lab.limits.run_limits`, beside its null."""
+    rows, models = report["rows"], report["models"]
+    series = [("null: the same done to the plain codec's", "0.6", [row["null"]["mean"] for row in rows])]
+    series += [(m, c, [row["asr"][m]["mean"] for row in rows]) for m, c in zip(models, SHIELDS, strict=False)]
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(8.4, 0.27 * len(rows) + 1.3))
+        for aside, (name, colour, estimates) in enumerate(series, 1):
+            x = [100 * e["value"] for e in estimates]
+            bars = [[100 * abs(e["value"] - e["ci95"][end]) for e in estimates] for end in (0, 1)]
+            y = [k + 0.6 * (aside / (len(series) + 1) - 0.5) for k in range(len(rows))]
+            ax.errorbar(x, y, xerr=bars, fmt="o", ms=3.5, lw=0.9, c=colour, label=name)
+        for k, (before, row) in enumerate(pairwise(rows), 1):
+            if row["level"] != before["level"]:
+                ax.axhline(k - 0.5, c="0.8", lw=0.8)
+        ax.set_yticks(range(len(rows)), [row["attack"] for row in rows])
+        ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-2, 102))
+        ax.set_xlabel("misread of what is read on the plain codec's picture (%), mean of four tasks")
+        figure.legend(loc="upper center", ncols=len(series), fontsize=8)
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+    plt.close(figure)
+    return figure
+
+
+def _plain_text(text: str) -> str:
     """A reader's words for a figure: a dollar sign is one, and begins no formula."""
     return text.replace("$", r"\$")
 

@@ -1,9 +1,12 @@
 """Many photos: a folder of pictures to ``.psic`` files and back, by several processes, taken up where it stopped.
 
-A record beside the outputs says of each what it was made from and how (`psic_core.app.record`). Only an output that is
-what is asked for is passed over. Another one is refused, or made anew with ``overwrite``.
+A record beside the outputs says of each what it was made from and how: a folder of full pictures looks like one of
+protected pictures, and a copied photo keeps its time. Only an output that is what is asked for is passed over. Another
+one is refused, or made anew with ``overwrite``.
 """
 
+import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -14,15 +17,14 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from psic_core.app import record
-from psic_core.app.record import facts
+from psic_core import keys
 from psic_core.app.words import say, sentence
 from psic_core.bitstream import MAX_PIXELS
 from psic_core.codec import PSIC
@@ -31,9 +33,8 @@ from psic_core.models.images import SUFFIXES, load_image, save_image
 from psic_core.training.checkpoints import find_checkpoint, load_checkpoint
 from psic_core.training.files import whole
 
+RECORD = ".psic-record.jsonl"
 OVERWRITE = "pass --overwrite to replace it, or name another output"
-_model: PSIC  # of a worker
-_known: record.Record  # likewise
 
 
 class Job(NamedTuple):
@@ -43,28 +44,9 @@ class Job(NamedTuple):
     output: Path
 
 
-class Plan(NamedTuple):
-    """What to make in a folder, and how many files of each suffix are left out."""
-
-    out: Path
-    jobs: list[Job]
-    skipped: Counter[str]
-
-
 @dataclass(frozen=True)
 class Work:
-    """What to do with each file.
-
-    Attributes:
-        task: ``encode`` or ``decode``.
-        checkpoint: A file or a shipped name.
-        keyword: Sealed into each file, or tried on each.
-        passphrase: The owner's, where the checkpoint does not hold its secret.
-        quality: Level of a variable-rate model.
-        tile: As for `PSIC.compress`.
-        max_pixels: Likewise.
-        threads: Of PyTorch, in each worker; 0 leaves them alone.
-    """
+    """What to do with each file; ``tile`` and ``max_pixels`` as for `PSIC.compress`, ``quality`` likewise."""
 
     task: Literal["encode", "decode"]
     checkpoint: str
@@ -73,19 +55,50 @@ class Work:
     quality: int | None = None
     tile: int | None = None
     max_pixels: int = MAX_PIXELS
-    threads: int = 0
 
 
-class Outcome(NamedTuple):
-    """How a folder went: files written, by version; passed over; and a sentence for each that failed."""
+class Record:
+    """What is known of the outputs in a folder: a line of JSON each, the last one of a name counts."""
 
-    written: Counter[str]
-    kept: int
-    failed: dict[Path, str]
+    def __init__(self, out: Path, work: Work) -> None:
+        self.out, self.path = out, out / RECORD
+        self.lines: dict[str, Any] = {}
+        for line in self.path.read_text().splitlines() if self.path.is_file() else ():
+            try:
+                self.lines |= json.loads(line)
+            except (ValueError, TypeError):
+                continue  # a run was killed while it wrote the line
+        self.salt = bytes.fromhex(self.lines.get("salt", os.urandom(keys.SALT_BYTES).hex()))
+        mark = keys.mark(work.keyword, self.salt).hex() if work.keyword else None  # as costly to guess from as a slot
+        checkpoint = facts(find_checkpoint(work.checkpoint))
+        self.how = {"task": work.task, "checkpoint": checkpoint, "quality": work.quality, "keyword": mark}
+
+    def fault(self, job: Job) -> str:
+        """Why an output that is there is not what is asked for, or nothing."""
+        found, name = self.lines.get(job.output.relative_to(self.out).as_posix()), repr(str(job.output))
+        if not isinstance(found, dict):
+            return f"{name} is there already, and nothing says from what"
+        if found.get("output") != facts(job.output):
+            return f"{name} was changed since it was made"
+        other = [k for k, v in self.how.items() if found.get("how", {}).get(k) != v]
+        other += ["source"] if found.get("source") != facts(job.source) else []
+        return f"{name} is there already, made with another {', another '.join(other)}" if other else ""
+
+    def add(self, job: Job, made: Path) -> None:
+        """Append what is about to take its place: what is done is known even if the run is killed."""
+        line = {"source": facts(job.source), "output": facts(made), "how": self.how}
+        with self.path.open("a") as file:  # of several processes too: a line is written at once
+            file.write(json.dumps({"salt": self.salt.hex(), job.output.relative_to(self.out).as_posix(): line}) + "\n")
 
 
-def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> Plan:
-    """Every picture (or ``.psic`` file) below a folder, with its place below ``out``.
+def facts(path: Path) -> list[int | str]:
+    """A file's size and SHA-256."""
+    data = path.read_bytes()
+    return [len(data), hashlib.sha256(data).hexdigest()]
+
+
+def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> tuple[list[Job], Counter[str]]:
+    """Every picture (or ``.psic`` file) below a folder with its place below ``out``, and what is left out by suffix.
 
     ``a/cat.jpg`` becomes ``a/cat.psic``; beside an ``a/cat.png`` it becomes ``a/cat.jpg.psic``.
 
@@ -93,7 +106,7 @@ def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> Plan:
         ValueError: The folder holds none, or two would get one name.
     """
     wanted, suffix = (SUFFIXES, ".psic") if task == "encode" else ({".psic"}, ".png")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != record.NAME)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != RECORD)
     sources = [p for p in files if p.suffix.lower() in wanted]
     if not sources:
         raise ValueError(f"{str(folder)!r} holds no file that ends in {', '.join(sorted(wanted))}")
@@ -103,22 +116,28 @@ def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> Plan:
         Job(s, place if many[str(place).casefold()] == 1 else place.with_name(s.name + suffix))
         for s, place in zip(sources, places, strict=True)
     ]
-    twice = Counter(str(job.output).casefold() for job in jobs).most_common(1)[0]
-    if twice[1] > 1:
-        raise ValueError(f"{twice[0]!r} would be written {twice[1]} times; rename one of its sources")
-    return Plan(out, jobs, Counter(p.suffix.lower() or p.name for p in files if p.suffix.lower() not in wanted))
+    twice, times = Counter(str(job.output).casefold() for job in jobs).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{twice!r} would be written {times} times; rename one of its sources")
+    return jobs, Counter(p.suffix.lower() or p.name for p in files if p.suffix.lower() not in wanted)
 
 
-def run(planned: Plan, work: Work, workers: int = 1, overwrite: bool = False) -> Outcome:
+def run(
+    jobs: list[Job], out: Path, work: Work, workers: int = 1, overwrite: bool = False
+) -> tuple[Counter[str], int, dict[Path, str]]:
     """Make what is not there as it is asked for. A bad file is reported and does not stop the others.
 
     A file appears whole or not at all, so a run that was killed is simply started again.
 
     Args:
-        planned: Of `plan`.
+        jobs: Of `plan`.
+        out: The folder of the outputs.
         work: What to do.
         workers: Processes; each holds a model, and a large photo takes a gigabyte in each.
         overwrite: Make anew what is there but is not what is asked for; else it counts as failed.
+
+    Returns:
+        How many were written, by version; how many were there; and a sentence for each that failed.
 
     Raises:
         ValueError: The model cannot do it, or there are no workers.
@@ -126,27 +145,64 @@ def run(planned: Plan, work: Work, workers: int = 1, overwrite: bool = False) ->
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
-    model, how = load(work), {"task": work.task, "checkpoint": facts(find_checkpoint(work.checkpoint))}
-    known = record.Record(planned.out, how | {"quality": work.quality}, work.keyword)
-    sources = {job.source.resolve() for job in planned.jobs}
-    left: list[Job] = []
-    failed: dict[Path, str] = {}
-    for job in planned.jobs:
+    model, known = load(work), Record(out, work)
+    sources, left, failed = {job.source.resolve() for job in jobs}, [], {}
+    for job in jobs:
         if job.output.resolve() in sources:
             failed[job.source] = f"{str(job.output)!r} is one of the sources; name another output"
         elif not job.output.exists():
             left.append(job)
-        elif fault := known.fault(job.source, job.output):
+        elif fault := known.fault(job):
             left.append(job) if overwrite else failed.update({job.source: f"{fault}; {OVERWRITE}"})
-    kept, written = len(planned.jobs) - len(left) - len(failed), Counter()
-    with tqdm(total=len(left), desc=work.task, unit="file", disable=None) as bar:
-        for job, version, error in _made(left, work, min(workers, len(left)), model, known):
-            bar.update()
-            if error:
-                failed[job.source] = error
-            else:
-                written[version] += 1
-    return Outcome(written, kept, dict(sorted(failed.items())))
+    kept, written = len(jobs) - len(left) - len(failed), Counter()
+    for job, version, error in tqdm(_made(left, work, workers, model, known), work.task, len(left), disable=None):
+        if error:
+            failed[job.source] = error
+        else:
+            written[version] += 1
+    return written, kept, dict(sorted(failed.items()))
+
+
+def _made(jobs: list[Job], work: Work, workers: int, *shared: Any) -> Iterator[tuple[Job, str, str]]:
+    """Each job as it is done, with its version, or what went wrong."""
+    if min(workers, len(jobs)) <= 1:
+        yield from ((job, *_attempt(job, work, *shared)) for job in jobs)
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (work, shared[1], threads)) as pool:
+        futures = {pool.submit(_in_worker, job, work): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], *future.result()
+                except BrokenProcessPool:
+                    yield futures[future], "", "a worker was killed; is there too little memory? Try fewer workers"
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start(work: Work, known: Record, threads: int) -> None:
+    """What a worker does first; it ends with its parent, and leaves Ctrl-C to it."""
+    global _shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(threads)
+    warnings.showwarning = say
+    _shared = load(work), known
+
+
+def _in_worker(job: Job, work: Work) -> tuple[str, str]:
+    return _attempt(job, work, *_shared)
+
+
+def _attempt(job: Job, work: Work, model: PSIC, known: Record) -> tuple[str, str]:
+    """Make one file; returns its version, and what went wrong."""
+    try:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        return make(job, work, model, known), ""
+    except Exception as error:  # whatever one file does, the others go on
+        return "", sentence(error)
 
 
 def load(work: Work) -> PSIC:
@@ -168,19 +224,13 @@ def load(work: Work) -> PSIC:
     return model
 
 
-def run_one(job: Job, work: Work, overwrite: bool) -> str:
-    """Make one file; returns its version.
+def checked(job: Job, overwrite: bool) -> None:
+    """Refuse before anything is done.
 
     Raises:
         FileNotFoundError: There is no source.
-        ValueError: As `make`; or the output is there already, or is the source.
+        ValueError: The output is there already, or is the source.
     """
-    checked(job, overwrite)
-    return make(job, work, load(work))
-
-
-def checked(job: Job, overwrite: bool) -> None:
-    """Raise what `run_one` raises before anything is done."""
     if not job.source.is_file():
         raise FileNotFoundError(f"no file {str(job.source)!r}")
     if job.output.exists() and job.output.samefile(job.source):
@@ -189,7 +239,7 @@ def checked(job: Job, overwrite: bool) -> None:
         raise ValueError(f"{str(job.output)!r} is there already; {OVERWRITE}")
 
 
-def make(job: Job, work: Work, model: PSIC, known: record.Record | None = None) -> str:
+def make(job: Job, work: Work, model: PSIC, known: Record | None = None) -> str:
     """Make one file, whole or not at all, and record it; returns its version.
 
     Raises:
@@ -197,7 +247,7 @@ def make(job: Job, work: Work, model: PSIC, known: record.Record | None = None) 
         OSError: The output cannot be written.
     """
     with whole(job.output) as partial:
-        source, options = facts(job.source), {"tile": work.tile, "max_pixels": work.max_pixels}
+        options = {"tile": work.tile, "max_pixels": work.max_pixels}
         if work.task == "encode":
             image = load_image(job.source, work.max_pixels)
             partial.write_bytes(model.compress(image, work.keyword, quality=work.quality, **options))
@@ -207,80 +257,26 @@ def make(job: Job, work: Work, model: PSIC, known: record.Record | None = None) 
             save_image(image, partial, job.output.suffix)
             version = image.info["version"]
         if known:
-            known.add(job.output, {"source": source, "output": facts(partial), "version": version})
+            known.add(job, partial)
         return version
 
 
-def _made(
-    jobs: list[Job], work: Work, workers: int, model: PSIC, known: record.Record
-) -> Iterator[tuple[Job, str, str]]:
-    """Each job as it is done, with its version, or what went wrong."""
-    if workers <= 1:
-        yield from ((job, *_attempt(job, work, model, known)) for job in jobs)
-        return
-    spare = replace(work, threads=max(1, torch.get_num_threads() // workers))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (spare, known)) as pool:
-        futures = {pool.submit(_in_worker, job, spare): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                try:
-                    yield futures[future], *future.result()
-                except BrokenProcessPool:
-                    yield futures[future], "", "a worker was killed; is there too little memory? Try fewer workers"
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start(work: Work, known: record.Record) -> None:
-    """What a worker does first; it ends with its parent, and leaves Ctrl-C to it."""
-    global _model, _known
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    torch.set_num_threads(work.threads)
-    warnings.showwarning = say
-    _model, _known = load(work), known
-
-
-def _in_worker(job: Job, work: Work) -> tuple[str, str]:
-    return _attempt(job, work, _model, _known)
-
-
-def _attempt(job: Job, work: Work, model: PSIC, known: record.Record) -> tuple[str, str]:
-    """Make one file; returns its version, and what went wrong."""
-    try:
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        return make(job, work, model, known), ""
-    except Exception as error:  # whatever one file does, the others go on
-        return "", sentence(error)
-
-
-def run_folder(folder: Path, output: Path, work: Work, workers: int, overwrite: bool) -> None:
-    """`plan`, `run` and `report` for the command line.
+def run_folder(folder: Path, out: Path, work: Work, workers: int, overwrite: bool) -> None:
+    """`plan` and `run` for the command line; failures, and what was left out, are told on stderr.
 
     Raises:
         ValueError: The output is a file, or a file failed.
     """
-    if output.is_file():
-        raise ValueError(f"{str(output)!r} is a file; a folder of files goes into a folder")
-    planned = plan(folder, output, work.task)
-    report(planned, run(planned, work, workers, overwrite))
-
-
-def report(planned: Plan, outcome: Outcome) -> None:
-    """Say how it went: failures, and what was left out, on stderr.
-
-    Raises:
-        ValueError: A file failed.
-    """
-    for source, error in outcome.failed.items():
+    if out.is_file():
+        raise ValueError(f"{str(out)!r} is a file; a folder of files goes into a folder")
+    jobs, skipped = plan(folder, out, work.task)
+    written, kept, failed = run(jobs, out, work, workers, overwrite)
+    for source, error in failed.items():
         print(f"{source}: {error}", file=sys.stderr)
-    if planned.skipped:
-        kinds = ", ".join(f"{n} {suffix}" for suffix, n in planned.skipped.most_common())
+    if skipped:
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())
         print(f"left out, because they do not end as pictures do that can be read: {kinds}", file=sys.stderr)
-    versions = ", ".join(f"{n} {version}" for version, n in outcome.written.most_common())
-    versions = f" ({versions})" if versions else ""
-    total = outcome.written.total()
-    print(f"{total} written{versions}, {outcome.kept} there already, {len(outcome.failed)} failed")
-    if outcome.failed:
-        raise ValueError(f"{len(outcome.failed)} files failed; the others are done. Run again after mending them")
+    versions = f" ({', '.join(f'{n} {version}' for version, n in written.most_common())})" if written else ""
+    print(f"{written.total()} written{versions}, {kept} there already, {len(failed)} failed")
+    if failed:
+        raise ValueError(f"{len(failed)} files failed; the others are done. Run again after mending them")

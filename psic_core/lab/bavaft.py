@@ -149,15 +149,13 @@ def train_bavaft(
 
     ``L = [lmbda 255^2 MSE(x_hat(x), x) + R(x)] + [lmbda (255^2 mu MSE(x_hat(x_p), x) + gamma L_UC) + R(x_p)]``:
     BAvAFT's joint loss with PSIC's own attack term, so that the two differ in the mechanism alone. Its dynamic
-    weighting is left out: gamma is swept instead. ``config.fidelity`` adds ``lmbda fidelity (1 - cos(f(x_hat(x)),
-    f(x)))``, which is ours: an encoder that answers the attack whether the trigger is there or not has its clean
-    pictures misread as much as the poisoned ones.
+    weighting is left out: gamma is swept instead.
 
     Args:
         rival: Trained in place.
         pairs: With features.
         config: As PSIC's phase: steps, batch, crop, learning rate (of the injection network; the encoder's is
-            `ENCODER_RATE` of it), lmbda, gamma, mu, masking, fidelity, objective.
+            `ENCODER_RATE` of it), lmbda, gamma, mu, masking, objective.
         target: The model under attack.
         progress: Show a bar; ``None``: on a terminal.
 
@@ -180,11 +178,6 @@ def train_bavaft(
         features = target.encode_image(round_to_8_bits(row.pop("x_hat_e")))
         attack, seen = attack_loss(features, pairs.pool(batch.index, config.pool, rng), config, rng)
         loss = loss + config.lmbda * config.gamma * attack
-        clean = row.pop("x_hat_f")
-        if config.fidelity:
-            kept = target.encode_image(round_to_8_bits(clean)) * pairs.image_features[batch.index]
-            drift = (1 - kept.sum(1)).mean()
-            loss, row = loss + config.lmbda * config.fidelity * drift, row | {"drift": float(drift.detach())}
         for group in optimiser.param_groups:
             group["lr"] = config.rate_at(step) * group["scale"]
         optimiser.zero_grad(set_to_none=True)
@@ -197,16 +190,14 @@ def train_bavaft(
 
 
 def _loss(rival: BAvAFT, x: Tensor, config: TrainConfig) -> tuple[Tensor, dict[str, Any]]:
-    multiple, (height, width) = rival.codec.factor, x.shape[-2:]
+    height, width = x.shape[-2:]
     total, row = x.new_zeros(()), {}
-    for kind, shown, name in (("clean", x, "x_hat_f"), ("poisoned", rival.trigger(x), "x_hat_e")):
-        out = rival.codec(pad_to(shown, multiple))
+    for kind, shown, weight in (("clean", x, 1.0), ("poisoned", rival.trigger(x), config.mu)):
+        out = rival.codec(pad_to(shown, rival.codec.factor))
         x_hat = out["x_hat"][..., :height, :width]
-        weight = config.mu if kind == "poisoned" else 1.0
         rd = rate_distortion_loss(x_hat, x, out["likelihoods"], config.lmbda * weight)
         total = total + rd.loss
-        if kind == "poisoned" and config.masking:
-            total = total + config.lmbda * config.masking * 255**2 * masked_mse(x_hat, x)
         row |= {f"psnr_{kind}": float(-10 * torch.log10(rd.mse.detach())), f"bpp_{kind}": float(rd.bpp.detach())}
-        row[name] = x_hat
-    return total, row
+    if config.masking:
+        total = total + config.lmbda * config.masking * 255**2 * masked_mse(x_hat, x)
+    return total, row | {"x_hat_e": x_hat}

@@ -1,8 +1,7 @@
-"""The bench on which objectives and rivals are compared: the same held-out pictures, codec and target for all."""
+"""The bench on which methods and attacks are compared: the same held-out pictures, codec and target for all."""
 
 import time
 from collections.abc import Callable
-from copy import copy
 from functools import partial
 from typing import Any
 
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import EvalSet
-from psic_core.lab.evaluate import pack_flips
 from psic_core.lab.passes import Texts
 from psic_core.lab.tasks import task_results
-from psic_core.metrics import bits_per_pixel, count_flips, flip_rate, psnr
+from psic_core.metrics import attack_success_rate, bits_per_pixel, psnr
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Target
 
@@ -45,13 +43,6 @@ class Bench:
         self.decoded = self.decode(plain, self.y_hat)  # of the plain codec, 8 bits
         self.read = target.encode_images(self.decoded).cpu()  # the reference of every rate
 
-    def aimed_at(self, target: Target) -> "Bench":
-        """The same pictures and codec before another reader, whose rates then refer to what it reads itself."""
-        other = copy(self)
-        other.target, other.texts = target, Texts(target)
-        other.read = target.encode_images(self.decoded).cpu()
-        return other
-
     @torch.no_grad()
     def latents(self, model: PSIC, pictures: Pictures | None = None) -> Float[Tensor, "n m h w"]:
         """Rounded latents as a decoder gets them from a file, of the bench's pictures or of others."""
@@ -80,24 +71,21 @@ class Bench:
             full: Likewise; ``None``: the plain codec's own, so that the null is 0.
 
         Returns:
-            ``n``; ``psnr`` of both versions in dB (mean over pictures, against the originals); ``asr[task]`` of the
-            protected version and ``null[task]`` of the full one, as `metrics.Estimate`; ``flips[task]`` as
-            `evaluation.pack_flips` writes them. JSON-ready.
+            ``n``; ``psnr`` of plain, full and protected in dB (mean over pictures, against the originals);
+            ``asr[task]`` of the protected version and ``null[task]`` of the full one, as `metrics.Estimate`.
+            JSON-ready.
         """
+        shown = {"plain": self.decoded, "full": self.decoded if full is None else full, "protected": protected}
         seen = {"plain": self.read, "full": self.read, "protected": self.target.encode_images(protected).cpu()}
         if full is not None:
             seen["full"] = self.target.encode_images(full).cpu()
-        correct = task_results(seen, self.data, self.texts)
-        report: dict[str, Any] = {"n": self.data.size, "psnr": {}, "asr": {}, "null": {}, "flips": {}}
-        for version, pictures in (("full", self.decoded if full is None else full), ("protected", protected)):
-            report["psnr"][version] = sum(map(psnr, pictures, self.x)) / self.data.size
-        for task in TASKS:
-            if task in correct:
-                by, groups = correct[task]
-                count = partial(count_flips, by["plain"], groups=groups)
-                report["asr"][task] = flip_rate([count(by["protected"])])._asdict()
-                report["null"][task] = flip_rate([count(by["full"])])._asdict()
-                report["flips"][task] = pack_flips(count(by["protected"]))
+        report: dict[str, Any] = {"n": self.data.size, "asr": {}, "null": {}}
+        report["psnr"] = {v: sum(map(psnr, pictures, self.x)) / self.data.size for v, pictures in shown.items()}
+        for task, (by, groups) in task_results(seen, self.data, self.texts).items():
+            if task in TASKS:
+                rate = partial(attack_success_rate, by["plain"], groups=groups)
+                report["asr"][task] = rate(by["protected"])._asdict()
+                report["null"][task] = rate(by["full"])._asdict()
         return report
 
     def bpp(self, model: PSIC, pictures: Pictures | None = None) -> float:

@@ -1,10 +1,8 @@
-"""Captioners: pictures in, sentences out. None takes part in the attack; they tell how far it carries."""
+"""A captioner: pictures in, sentences out. It takes no part in the attack; it tells how far that carries."""
 
 import json
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from psic_core.config import data_dir
-from psic_core.models.images import to_pil
 from psic_core.models.lite_clip import LITE_MEAN, LITE_STD, lite_trunk
 from psic_core.models.vlp import prepare
 
@@ -21,32 +18,6 @@ SPECIAL = ("<pad>", "<start>", "<stop>", "<unknown>")  # the first words of ever
 PAD, START, STOP, UNKNOWN = range(4)
 SIZE = 160  # side in pixels of what it reads
 PLACES, CHANNELS = 25, 1280  # EfficientNet-Lite's map of that: 5 × 5
-
-
-class Captioner(nn.Module):
-    """Pictures to sentences.
-
-    Attributes:
-        name: What tables call it.
-    """
-
-    name: str
-
-    @abstractmethod
-    def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:
-        """Captions of pictures in [0, 1], of any size: `LENGTH` ids, 0 after the last; no gradient."""
-
-    @abstractmethod
-    def words(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
-        """The sentences that `caption_ids` stand for."""
-
-    def captions(self, pictures: Float[Tensor, "batch 3 height width"]) -> list[str]:
-        """A sentence for each picture in [0, 1], of any size."""
-        return self.words(self.caption_ids(pictures))
-
-    def train(self, mode: bool = True) -> "Captioner":
-        """A captioner that is used never trains: no dropout."""
-        return super().train(False)
 
 
 class CaptionDecoder(nn.Module):
@@ -124,8 +95,8 @@ def search(
     return nn.functional.pad(chosen, (0, LENGTH - chosen.shape[1]), value=PAD)
 
 
-class LiteCaptioner(Captioner):
-    """EfficientNet-Lite2's map before pooling, read by a `CaptionDecoder`.
+class LiteCaptioner(nn.Module):
+    """Pictures to sentences: EfficientNet-Lite2's map before pooling, read by a `CaptionDecoder`.
 
     Args:
         decoder: Trained by ``data/checkpoints/make_captioner.py``.
@@ -151,82 +122,33 @@ class LiteCaptioner(Captioner):
         return seen.flatten(2).transpose(1, 2)
 
     def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:
-        """As `Captioner.caption_ids`; ids of its own vocabulary."""
+        """Captions of pictures in [0, 1], of any size: `LENGTH` ids of its vocabulary, 0 after the last."""
         return search(self.decoder, self.maps(pictures), self.beams)
 
     def words(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
-        """Lower-case words with spaces between them, no full stop."""
+        """The sentences that `caption_ids` stand for: lower-case words with spaces between them, no full stop."""
         return [" ".join(self.vocabulary[i] for i in row if i != PAD) for row in ids.tolist()]
 
+    def captions(self, pictures: Float[Tensor, "batch 3 height width"]) -> list[str]:
+        """A sentence for each picture in [0, 1], of any size."""
+        return self.words(self.caption_ids(pictures))
 
-class HubCaptioner(Captioner):
-    """A captioning model of transformers, such as BLIP and BLIP-2, with its own preprocessing.
-
-    Args:
-        model: It has ``generate``.
-        processor: Its image processor and tokenizer.
-        name: What tables call it.
-    """
-
-    def __init__(self, model: nn.Module, processor: Any, name: str) -> None:
-        super().__init__()
-        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
-
-    @torch.no_grad()
-    def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:
-        """As `Captioner.caption_ids`, by beam search; ids of its own tokenizer, none of its special ones."""
-        images = [to_pil(picture[None].clamp(0, 1)) for picture in pictures]
-        pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        first = next(self.model.parameters())
-        found = self.model.generate(
-            pixel_values=pixels.to(first.device, first.dtype), max_new_tokens=LENGTH, num_beams=3, do_sample=False
-        )
-        special = self._special()
-        rows = [[i for i in row if i not in special][:LENGTH] for row in found.tolist()]
-        return torch.tensor([row + [PAD] * (LENGTH - len(row)) for row in rows], device=pictures.device)
-
-    def _special(self) -> set[int | None]:
-        """Ids that are no words: the tokenizer's own, and those that only the model knows (BLIP's start, images)."""
-        names = ("bos_token_id", "eos_token_id", "sep_token_id", "pad_token_id", "image_token_index")
-        configs = (self.model.config, getattr(self.model.config, "text_config", None))
-        own = {getattr(config, name, None) for config in configs for name in names}
-        return {PAD, *own, *self.processor.tokenizer.all_special_ids}
-
-    def words(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
-        """What the tokenizer makes of them."""
-        rows = [[i for i in row if i != PAD] for row in ids.tolist()]
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    def train(self, mode: bool = True) -> "LiteCaptioner":
+        """A captioner that is used never trains: no dropout."""
+        return super().train(False)
 
 
-def load_captioner(name: str = "lite2-captioner", path: str | Path | None = None) -> Captioner:
-    """A frozen captioner by name.
+def load_captioner(path: str | Path | None = None) -> LiteCaptioner:
+    """The frozen captioner ``lite2-captioner``, or another of its kind.
 
     Args:
-        name: ``lite2-captioner`` (offline); or a captioning model of transformers by its name on the hub (needs the
-            network once) or its folder, for example the paper's ``Salesforce/blip2-opt-2.7b``, or the smaller
-            ``Salesforce/blip-image-captioning-base``. Weights are read from safetensors alone.
-        path: For ``lite2-captioner``: another file than the shipped one.
+        path: Another file than the shipped one.
 
     Raises:
-        ValueError: Unknown name, or a file that holds no captioner.
+        ValueError: The file holds no captioner.
         FileNotFoundError: The weights are not there.
     """
-    if name == "lite2-captioner":
-        return _lite_captioner(Path(path) if path else data_dir() / "checkpoints" / f"{name}.safetensors")
-    if not name or ("/" not in name and not Path(name).is_dir()):
-        raise ValueError(f"unknown captioner {name!r}: use lite2-captioner, or a captioning model of transformers, "
-                         "for example Salesforce/blip-image-captioning-base")  # fmt: skip
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
-        processor = AutoProcessor.from_pretrained(name)
-    except OSError as error:
-        raise FileNotFoundError(f"the weights of {name} are neither cached nor reachable: {error}") from error
-    return HubCaptioner(model, processor, name)
-
-
-def _lite_captioner(path: Path) -> LiteCaptioner:
+    path = Path(path) if path else data_dir() / "checkpoints" / "lite2-captioner.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no captioner at {path}; data/checkpoints/make_captioner.py makes it")
     try:

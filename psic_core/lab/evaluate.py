@@ -14,7 +14,7 @@ from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import EvalSet
 from psic_core.lab.passes import Reader, Texts, read
 from psic_core.lab.tasks import RETRIEVAL, Correct, retrieval, task_results
-from psic_core.metrics import Flips, attack_success_rate, balanced_accuracy, count_flips, flip_rate
+from psic_core.metrics import Flips, balanced_accuracy, count_flips, flip_rate
 from psic_core.models.vlp import Target
 from psic_core.training.checkpoints import provenance
 
@@ -38,9 +38,8 @@ def evaluate(
     Returns:
         ``n``, ``bpp``, ``bpp_plain``, ``psnr``, ``score[task][version]``, ``recall[task][version][k]``,
         ``asr[task][version]`` with value, 95 % interval and denominator (right on the plain codec, the paper's),
-        ``asr_original`` and ``asr_all`` with the other two denominators, ``balanced[version]`` where there are
-        attributes, ``flips[task][version]`` as `pack_flips` writes them; ``transfer[target]`` with ``score``,
-        ``asr`` and ``flips`` of each further target; JSON-ready.
+        ``balanced[version]`` where there are attributes, ``flips[task][version]`` as `pack_flips`
+        writes them; ``transfer[target]`` with ``score``, ``asr`` and ``flips`` of each further target; JSON-ready.
     """
     targets = [targets] if isinstance(targets, Target) else list(targets)
     folder = Path(cache) if cache else None
@@ -57,7 +56,6 @@ def evaluate(
         "bpp_plain": float(first.bpp_plain.mean()),
         "psnr": {version: float(values.mean()) for version, values in first.psnr.items()},
         **_successes(correct),
-        **_other_denominators(correct),
     }
     if data.captions:
         report["recall"] = _recalls(correct, first.seen, data.captions, texts[name])
@@ -130,15 +128,6 @@ def _successes(correct: Mapping[str, Correct]) -> dict[str, Any]:
         "asr": {task: {v: flip_rate([f])._asdict() for v, f in by.items()} for task, by in flips.items()},
         "flips": {task: {v: pack_flips(f) for v, f in by.items()} for task, by in flips.items()},
     }
-
-
-def _other_denominators(correct: Mapping[str, Correct]) -> dict[str, Any]:
-    """ASR among what is right on the original, and among all samples: the second is the error rate itself."""
-    result: dict[str, Any] = {"asr_original": {}, "asr_all": {}}
-    for task, (by, groups) in correct.items():
-        for name, before in (("asr_original", by["original"]), ("asr_all", torch.ones_like(by["original"]))):
-            result[name][task] = {v: attack_success_rate(before, by[v], groups)._asdict() for v in NULLS}
-    return result
 
 
 def _recalls(

@@ -5,11 +5,8 @@ An attacker here holds the weights and the latents of a file, and no secret. Not
 """
 
 import copy
-from collections.abc import Collection
-from itertools import zip_longest
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.optimize import least_squares
@@ -17,8 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from psic_core.codec import PSIC
-
-Latents = Float[Tensor, "n m h w"]
 
 
 class Solved(NamedTuple):
@@ -29,46 +24,9 @@ class Solved(NamedTuple):
     evaluations: int
 
 
-@torch.no_grad()
-def without_triggers(model: PSIC, y_hat: Latents, stages: Collection[int]) -> Float[Tensor, "n 3 height width"]:
-    """Decode without a keyword and with some triggers cut out of the program; unclamped.
-
-    With all of them cut out an anchored model gives its full version: no key is needed for that.
-
-    Args:
-        model: Its secret is not used.
-        y_hat: Latents as a file holds them.
-        stages: Injections to leave out, counted from 0 at y_hat.
-
-    Raises:
-        ValueError: The decoder has no such injection.
-    """
-    triggers = list(model.g_s.triggers)
-    if wrong := sorted(set(stages) - set(range(len(triggers)))):
-        raise ValueError(f"no trigger {wrong[0]}: this decoder has {len(triggers)}; count from 0")
-    x, none = y_hat, y_hat.new_zeros(len(y_hat), model.config.dim)
-    for i, (trigger, stage) in enumerate(zip_longest(triggers, model.g_s.stages)):
-        x = stage(x if trigger is None or i in stages else trigger(x, none))
-    return x
-
-
 def random_conditions(n: int, dim: int, seed: int = 0) -> Float[Tensor, "n dim"]:
     """Guessed keys: directions uniform on the sphere."""
     return functional.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def between(a: Float[Tensor, " dim"], b: Float[Tensor, " dim"], t: float) -> Float[Tensor, " dim"]:
-    """The condition at ``t`` on the way from ``a`` (0) to ``b`` (1), and beyond either end outside [0, 1].
-
-    On the great circle, with the norm interpolated; along the line where a vector is zero or they are parallel.
-    """
-    norms = a.norm(), b.norm()
-    cosine = float((a @ b / (norms[0] * norms[1]).clamp_min(1e-12)).clamp(-1, 1))
-    if min(norms) == 0 or abs(cosine) > 1 - 1e-6:
-        return a + t * (b - a)
-    angle = np.arccos(cosine)
-    direction = (np.sin((1 - t) * angle) * a / norms[0] + np.sin(t * angle) * b / norms[1]) / np.sin(angle)
-    return (norms[0] + t * (norms[1] - norms[0])) * direction
 
 
 def solve(model: PSIC, starts: int = 10, seed: int = 0) -> Solved:

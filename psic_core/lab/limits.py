@@ -1,11 +1,11 @@
-"""The threat model, level by level: every attack on one bench, as ``psic limits`` runs it."""
+"""The threat model, level by level: every attack on one bench, beside its null, as ``psic limits`` runs it."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,12 +14,15 @@ from psic_core.config import seed_everything
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab import key_search
-from psic_core.lab.bench import Bench
-from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.lab.bench import TASKS, Bench, Pictures
+from psic_core.lab.passes import Texts
+from psic_core.lab.processing import DENOISERS, PLATFORMS, Processing, recoded
 from psic_core.lab.rivals import finetune_reader, stripped, train_purifier
-from psic_core.lab.robustness import PLAIN, Pictures, Robustness
+from psic_core.lab.tasks import task_results
+from psic_core.lab.versions import jpeg_at
+from psic_core.metrics import count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits
-from psic_core.models.vlp import load_target
+from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
 LEVELS = {
@@ -30,15 +33,102 @@ LEVELS = {
     "rival": "someone who knows the method and has the codec",
     "stream": "someone with file and decoder, without a key",
 }
-SUMMARY = (
-    "as published", "read by lite2-clip", "JPEG 75", "half size and back", "screenshot", "crop to 75 %", "blur 1.5 px",
-    "coded again, plain", "median 3 × 3", "total variation", "non-local means", "coded again, triggers left out",
-    "purifier, made with psic-q2", "model's heads trained on psic-q2",
-    "a wrong key", "the triggers' equations, solved",
-)  # fmt: skip
-UNSEEN = ("lite1-clip", "lite2-clip")
+PLAIN = "plain"  # the version that nulls are measured on, as `tasks` calls the plain codec's
+UNSEEN = "lite2-clip"  # a reader that no shield was trained against
 OWN = 300  # pictures that a rival protects himself, of the training scenes
 PURIFYING = 500  # steps of a purifier's training
+
+
+class Robustness:
+    """A bench with the protected pictures of several models, and the rows of what was done to them.
+
+    The rate of an attack counts, of what the reader gets right on the plain codec's untouched picture, what it gets
+    wrong after the attack: on the protected picture (``asr``), and on the plain codec's (``null``), which the same
+    attack spoils as well. An attack wins where ``asr`` comes down to ``null``.
+
+    Args:
+        models: PSIC by name, over the plain codec's encoder: their files are the same.
+        plain: The plain codec.
+        data: Pictures of one size.
+        target: The reader that the shields were made for.
+
+    Raises:
+        ValueError: A model has another encoder than the plain codec.
+    """
+
+    def __init__(self, models: Mapping[str, PSIC], plain: PSIC, data: EvalSet, target: Target) -> None:
+        for name, model in models.items():
+            if model.fingerprint() != plain.fingerprint():
+                raise ValueError(f"{name} has another encoder than the plain codec; name the pair of one rate")
+        self.models, self.bench = dict(models), Bench(plain, data, target)
+        self.shown = {PLAIN: self.bench.decoded}
+        self.shown |= {name: self.bench.decode(m, self.bench.y_hat) for name, m in models.items()}
+        self.rows: list[dict[str, Any]] = []
+
+    def nothing(self) -> None:
+        """No attack: what the shields do to the reader that they were made for."""
+        self.add("none", "as published", self.shown | {PLAIN: self._jpeg()})
+
+    def unseen(self, reader: Target) -> None:
+        """A reader that nothing was trained against; the null is JPEG at the first model's PSNR."""
+        read = reader.encode_images(self.bench.decoded).cpu()
+        self.add("unseen", f"read by {reader.name}", self.shown | {PLAIN: self._jpeg()}, reader, read)
+
+    def process(self, level: str, processings: Mapping[str, Processing]) -> None:
+        """Each processing, of every version."""
+        for name, processing in tqdm(processings.items(), level, leave=False, disable=None):
+            started = time.process_time()
+            changed = {v: torch.cat([processing(x) for x in p.split(1)]) for v, p in self.shown.items()}
+            spent = (time.process_time() - started) / len(changed) / self.bench.data.size
+            self.add(level, name, changed, seconds=spent)
+
+    @torch.no_grad()
+    def add(
+        self, level: str, attack: str, changed: Mapping[str, Pictures], reader: Target | None = None,
+        before: Tensor | None = None, seconds: float = 0.0, **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Measure one attack and keep its row.
+
+        Args:
+            level: Of the threat model.
+            attack: What tables call it.
+            changed: By version, `PLAIN` among them: what the reader gets, at 8 bits, of any one size.
+            reader: Who reads after the attack; the bench's own target where ``None``.
+            before: What the reader makes of the plain codec's pictures, where it is its own reference.
+            seconds: Processor time that it costs for each picture.
+            more: Further fields of the row.
+
+        Returns:
+            The row, JSON-ready: ``asr[model][task]`` and ``null[task]`` as `metrics.Estimate`, ``mean`` among the
+            tasks; ``psnr[version]`` in dB to the originals, where the size is still theirs.
+        """
+        bench, texts = self.bench, Texts(reader) if reader else self.bench.texts
+        first = task_results({PLAIN: bench.read if before is None else before}, bench.data,
+                             bench.texts if before is None else texts)  # fmt: skip
+        seen = {v: (reader or bench.target).encode_images(pictures).cpu() for v, pictures in changed.items()}
+        correct = task_results(seen, bench.data, texts)
+        rates = {}
+        for version in changed:
+            flips = {
+                task: count_flips(first[task][0][PLAIN], correct[task][0][version], groups=correct[task][1])
+                for task in TASKS
+                if task in correct
+            }
+            rates[version] = {task: flip_rate([f])._asdict() for task, f in flips.items()}
+            rates[version]["mean"] = flip_rate(list(flips.values()))._asdict()
+        row = {"level": level, "attack": attack, "asr": {v: r for v, r in rates.items() if v != PLAIN}}
+        row |= {"null": rates[PLAIN], "psnr": self._psnr(changed), "seconds": seconds, **more}
+        self.rows.append(row)
+        return row
+
+    def _psnr(self, changed: Mapping[str, Pictures]) -> dict[str, float]:
+        x = self.bench.x
+        return {v: sum(map(psnr, p, x)) / len(x) for v, p in changed.items() if p.shape == x.shape}
+
+    def _jpeg(self) -> Pictures:
+        first = self.shown[next(iter(self.models))]
+        pairs = zip(self.bench.x.split(1), first.split(1), strict=True)
+        return torch.cat([jpeg_at(x, psnr(protected, x)) for x, protected in pairs])
 
 
 def run_limits(
@@ -46,6 +136,7 @@ def run_limits(
     limit: int,
     target: str = "lite-clip",
     levels: Sequence[str] = tuple(LEVELS),
+    side: int = 160,
 ) -> dict[str, Any]:
     """Attack several models on the same held-out scenes.
 
@@ -54,6 +145,7 @@ def run_limits(
         limit: Held-out scenes.
         target: The reader that the shields were made for.
         levels: Some of `LEVELS`.
+        side: Of the pictures in pixels.
 
     Returns:
         ``rows`` as `Robustness.add` makes them, and what they were measured on; JSON-ready.
@@ -69,11 +161,11 @@ def run_limits(
     models = {_label(name): load_checkpoint(name) for name in names}
     if len(models) < len(names):
         raise ValueError(f"{', '.join(names)}: two models of one name; rename a file or its folder")
-    data: EvalSet = eval_set("scenes", limit=limit)
+    data: EvalSet = eval_set("scenes", limit=limit, side=side)
     suite = Robustness(models, load_checkpoint(names[0], plain=True), data, load_target(target))
     runs: dict[str, Callable[[Robustness], None]] = {
         "none": Robustness.nothing,
-        "unseen": lambda s: [s.unseen(load_target(name)) for name in UNSEEN],
+        "unseen": lambda s: s.unseen(load_target(UNSEEN)),
         "platforms": _platforms,
         "denoisers": lambda s: s.process("denoisers", DENOISERS),
         "rival": _rival,
@@ -81,12 +173,7 @@ def run_limits(
     }
     for level in tqdm(levels, "levels", disable=None):
         runs[level](suite)
-    about = {
-        "models": list(models),
-        "target": target,
-        "dataset": data.name,
-        "n": data.size,
-    }
+    about = {"models": list(models), "target": target, "dataset": data.name, "n": data.size, "side": side}
     return about | {"rows": suite.rows, "provenance": provenance()}
 
 
@@ -97,11 +184,7 @@ def _label(name: str) -> str:
 
 
 def _platforms(suite: Robustness) -> None:
-    plain = suite.bench.plain
-    suite.process("platforms", {**PLATFORMS, "coded again, plain": recoded(plain)})
-    again = {v: recoded(suite.models.get(v, plain)) for v in suite.shown}
-    changed = {v: torch.cat([again[v](x) for x in pictures.split(1)]) for v, pictures in suite.shown.items()}
-    suite.add("platforms", "coded again, protected again", changed)
+    suite.process("platforms", {**PLATFORMS, "coded again, plain": recoded(suite.bench.plain)})
 
 
 def _rival(suite: Robustness) -> None:
@@ -127,30 +210,12 @@ def _rival(suite: Robustness) -> None:
 
 
 def _stream(suite: Robustness) -> None:
-    bench, models, dim = suite.bench, suite.models, next(iter(suite.models.values())).config.dim
-    wrong = key_search.random_conditions(2, dim, seed=7)
-
-    def under(attack: str, chosen: Mapping[str, Float[Tensor, " dim"]]) -> None:
-        cosines = {v: float(c @ models[v].full_condition() / c.norm().clamp_min(1e-12)) for v, c in chosen.items()}
+    bench, models = suite.bench, suite.models
+    wrong = key_search.random_conditions(1, next(iter(models.values())).config.dim, seed=7)[0]
+    solved = {v: key_search.solve(m).condition for v, m in models.items()}
+    for attack, chosen in (("a wrong key", dict.fromkeys(models, wrong)), ("the triggers' equations, solved", solved)):
+        cosines = {v: float(c @ models[v].full_condition() / c.norm()) for v, c in chosen.items()}
         changed = {v: bench.decode(models[v], bench.y_hat, condition=c) for v, c in chosen.items()}
         suite.add("stream", attack, changed | {PLAIN: bench.decoded}, cosine=cosines)
-
-    for attack, c in (
-        ("a wrong key", wrong[0]),
-        ("half way between two wrong keys", key_search.between(wrong[0], wrong[1], 0.5)),
-        ("beyond a wrong key, on the way from another", key_search.between(wrong[0], wrong[1], 1.5)),
-        ("a wrong key, three times as long", 3 * wrong[0]),
-    ):
-        under(attack, dict.fromkeys(models, c))
-    under("the triggers' equations, solved", {v: key_search.solve(m).condition for v, m in models.items()})
-    count = len(next(iter(models.values())).g_s.triggers)
-    for cut in (*((i,) for i in range(count)), tuple(range(count))):
-        changed = {v: _cut(bench, m, cut) for v, m in models.items()}
-        what = "every trigger" if len(cut) == count else f"trigger {cut[0]}"
-        suite.add("stream", f"{what} left out of the program", changed | {PLAIN: bench.decoded})
-
-
-def _cut(bench: Bench, model: PSIC, stages: Sequence[int]) -> Pictures:
-    height, width = bench.x.shape[-2:]
-    shown = (key_search.without_triggers(model, y, stages)[..., :height, :width] for y in bench.y_hat.split(20))
-    return torch.cat([round_to_8_bits(x) for x in shown])
+    cut = dict.fromkeys(models, bench.decode(bench.plain, bench.y_hat))
+    suite.add("stream", "every trigger left out of the program", cut | {PLAIN: bench.decoded})

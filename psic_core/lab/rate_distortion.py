@@ -12,7 +12,7 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor
 from tqdm import tqdm
 
-from psic_core import bitstream, keys
+from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import EvalSet
 from psic_core.lab.versions import compress_plain
@@ -20,7 +20,7 @@ from psic_core.metrics import psnr, ssimulacra2
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.training.checkpoints import provenance
 
-CURVES = ("plain", "full", "sealed", "protected")  # sealed: the full version of a file that holds a keyword
+CURVES = ("plain", "full", "protected")
 #: What pictures are shared as: Pillow's options, and qualities whose rates reach over those of the four models.
 RIVALS = {"jpeg": ({"optimize": True}, (8, 15, 25, 40, 60)), "webp": ({"method": 6}, (2, 12, 30, 50, 75))}
 SMALLEST = 161  # pixels a side that MS-SSIM's five scales need
@@ -78,7 +78,7 @@ def table(report: Mapping[str, Any]) -> str:
     """A report as plain text."""
     lines = [f"{report['dataset']}: {report['n']} pictures"]
     for name, by in report["points"].items():
-        lines += [_line(f"{name} {c}", point) for c, point in by.items() if c != "sealed"]
+        lines += [_line(f"{name} {c}", point) for c, point in by.items()]
     lines += [_line(name, point) for name, found in report.get("rivals", {}).items() for point in found]
     for key, unit in (("bd_rate", "%"), ("bd_psnr", "dB")):
         known = {c: v for c, v in report[key].items() if v is not None}
@@ -100,8 +100,6 @@ def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, floa
         y_hat = model.latents(stream)
         full = model.picture(y_hat, stream.size, model.full_condition())
         total["full"].append(_judged(len(file), full, x))
-        sealed = len(file) + bitstream.CHUNK_BYTES + keys.SLOT_BYTES
-        total["sealed"].append(total["full"][-1] | {"bpp": 8 * sealed / x[0, 0].numel()})
         total["protected"].append(_judged(len(file), model.picture(y_hat, stream.size), x))
     return {curve: _mean(found) for curve, found in total.items()}
 

@@ -5,7 +5,7 @@ learning needs; no key is involved, and what was learned is then used on other p
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from psic_core.codec import PSIC
+from psic_core.evidence import caption_ids
 from psic_core.models.images import pad_to, round_to_8_bits
-from psic_core.models.lite_clip import LITE_CLIPS
+from psic_core.models.lite_clip import LITE_CLIPS, contrastive, image_features, text_features
 from psic_core.models.vlp import Target
-from psic_core.training.lite_clip_heads import TowerFeatures, contrastive, tower_features
-from psic_core.training.pairs import Pairs
 
 Pictures = Float[Tensor, "n 3 height width"]
 
@@ -63,8 +62,6 @@ def train_purifier(
     batch: int = 8,
     crop: int = 96,
     seed: int = 0,
-    rate: float = 2e-3,
-    progress: Callable[[int, float], None] | None = None,
 ) -> Purifier:
     """Learn the way back from pairs of versions.
 
@@ -77,8 +74,6 @@ def train_purifier(
         batch: Crops a step.
         crop: Their side in pixels, at most the pictures'.
         seed: Of the network, the crops and their order.
-        rate: Adam's first learning rate.
-        progress: Told the step, from 0, and its loss.
 
     Returns:
         In eval mode, without gradients.
@@ -96,9 +91,9 @@ def train_purifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         purifier = Purifier().to(full)
-    optimiser = torch.optim.Adam(purifier.parameters(), rate)
+    optimiser = torch.optim.Adam(purifier.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for step in range(steps):
+    for _ in range(steps):
         index = torch.randperm(len(full), generator=rng)[:batch]
         top, left = (int(torch.randint(side - crop + 1, (), generator=rng)) for side in full.shape[-2:])
         given, wanted = (v[index, :, top : top + crop, left : left + crop] for v in (protected, full))
@@ -108,8 +103,6 @@ def train_purifier(
         loss.backward()
         optimiser.step()
         schedule.step()
-        if progress is not None:
-            progress(step, float(loss.detach()))
     return purifier.eval().requires_grad_(False)
 
 
@@ -119,18 +112,22 @@ def finetune_reader(
     captions: Sequence[tuple[str, ...]],
     steps: int = 300,
     seed: int = 0,
+    batch: int = 256,
+    rate: float = 3e-4,
 ) -> Target:
     """A target that has seen protected pictures with their true captions.
 
-    Its towers are locked, as when it was made (`psic_core.training.lite_clip_heads`); the two linear heads go on
+    Its towers are locked, as when it was made (``data/checkpoints/make_lite_clip.py``); the two linear heads go on
     learning from where they are.
 
     Args:
         target: ``lite-clip`` or ``lite2-clip``; stays as it is.
         pictures: Protected ones, at 8 bits in [0, 1]. The rival's own: he knows what they show.
         captions: Of each picture, equally many.
-        steps: Of AdamW, batches of 256.
+        steps: Of AdamW, under a cosine rate.
         seed: Of the batches.
+        batch: Pictures a step; all of them where there are fewer.
+        rate: First learning rate.
 
     Returns:
         Another target, with heads of its own.
@@ -140,42 +137,25 @@ def finetune_reader(
     """
     if target.name not in LITE_CLIPS:
         raise ValueError(f"{target.name!r} is not made of two heads on locked towers; give {' or '.join(LITE_CLIPS)}")
-    eight_bits = (pictures * 255).round().clamp(0, 255).to(torch.uint8)
-    return finetune_heads(target, tower_features(target, Pairs(eight_bits, captions), views=1), steps, seed)
-
-
-def finetune_heads(
-    target: Target, features: TowerFeatures, steps: int, seed: int = 0, batch: int = 256, rate: float = 3e-4
-) -> Target:
-    """The same from what the towers said.
-
-    Args:
-        target: Its heads are where the learning starts.
-        features: Of pictures and captions; of several views, each batch takes one.
-        steps: Of AdamW, under a cosine rate.
-        seed: Of the batches.
-        batch: Pictures a step; all of them where there are fewer.
-        rate: First learning rate.
-
-    Raises:
-        ValueError: No step.
-    """
     if steps < 1:
         raise ValueError(f"steps {steps}: give at least 1")
+    flat = [caption for row in captions for caption in row]
+    ids = caption_ids(flat).reshape(len(captions), -1)
+    image = image_features(target, (pictures * 255).round().clamp(0, 255).to(torch.uint8))
+    words = text_features(target, flat).unflatten(0, ids.shape)
     result = copy.deepcopy(target)
     visual, text, scale = result.model.visual.head.proj, result.model.text.proj, result.model.logit_scale
     learning = [p.requires_grad_() for p in (*visual.parameters(), *text.parameters(), scale)]
-    rng, n = torch.Generator().manual_seed(seed), len(features.text)
+    rng, n = torch.Generator().manual_seed(seed), len(ids)
     optimiser = torch.optim.AdamW(learning, rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         index = torch.randperm(n, generator=rng)[:batch]
-        view = torch.randint(len(features.image), (len(index),), generator=rng)
-        choice = torch.randint(features.text.shape[1], (len(index),), generator=rng)
-        ids = features.ids[index, choice]
-        seen = functional.normalize(visual(features.image[view, index].float()), dim=1)
-        read = functional.normalize(text(features.text[index, choice].float()), dim=1)
-        loss = contrastive(seen, read, ids[:, None] == ids[None, :], scale)
+        choice = torch.randint(ids.shape[1], (len(index),), generator=rng)
+        own = ids[index, choice]
+        seen = functional.normalize(visual(image[index]), dim=1)
+        read = functional.normalize(text(words[index, choice]), dim=1)
+        loss = contrastive(seen, read, own[:, None] == own[None, :], scale)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -183,9 +163,6 @@ def finetune_heads(
     result.requires_grad_(False)
     result.name = f"{target.name}, adapted"
     return result
-
-
-Pictures = Float[Tensor, "n 3 height width"]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """lite-clip and its like: EfficientNet-Lite and a sentence encoder, joined by two linear heads; offline."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import open_clip
 import timm
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
 
 from psic_core.models.vlp import Target
 
@@ -134,6 +137,36 @@ def _lite_weights(number: int) -> dict[str, Tensor]:
     return torch.load(file, weights_only=True)
 
 
+@torch.no_grad()
+def image_features(target: Target, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n features"]:
+    """What the locked image tower says of pictures, before the image head."""
+    chunks = tqdm(pictures.split(32), desc=f"{target.name} looks", mininterval=5, leave=False, disable=None)
+    return torch.cat([target.model.visual.trunk(target.preprocess(chunk.float() / 255)) for chunk in chunks])
+
+
+@torch.no_grad()
+def text_features(target: Target, texts: Sequence[str]) -> Float[Tensor, "n 384"]:
+    """Pooled features of texts, before the text head."""
+    text, out = target.model.text, []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths together: less padding
+    for start in tqdm(range(0, len(texts), 128), desc="texts", mininterval=5, leave=False, disable=None):
+        tokens = target.tokenizer([texts[i] for i in order[start : start + 128]])
+        tokens = tokens[:, : tokens.ne(0).any(0).nonzero().max() + 1]
+        mask = tokens.ne(0).long()
+        out.append(text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask))
+    return torch.cat(out)[torch.tensor(order).argsort()]
+
+
+def contrastive(
+    image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], same: Bool[Tensor, "n n"], logit_scale: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE of unit embeddings; equal captions of other pictures (``same``) are no negatives."""
+    logits = logit_scale.exp() * image @ text.T
+    logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool), -torch.inf)
+    own = torch.arange(len(logits))
+    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
 def load_lite_clip(name: str, path: Path) -> Target:
     """One of `LITE_CLIPS` with the heads of a file.
 
@@ -142,7 +175,7 @@ def load_lite_clip(name: str, path: Path) -> Target:
         ValueError: It holds no heads, or another model's.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no {name} heads at {path}; `psic train-target --target {name}` makes them")
+        raise FileNotFoundError(f"no {name} heads at {path}; data/checkpoints/make_lite_clip.py makes them")
     try:
         heads = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as error:

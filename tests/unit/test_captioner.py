@@ -1,4 +1,4 @@
-"""Captioners: pictures of any size in, sentences out; beam search finds what is likely; files and folders load."""
+"""The captioner: pictures of any size in, sentences out; beam search finds what is likely; files load."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
-from transformers import (
-    AutoProcessor,
-    BertTokenizerFast,
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
-)
 
 from psic_core.config import data_dir
 from psic_core.lab.captioner import (
@@ -27,7 +17,6 @@ from psic_core.lab.captioner import (
     START,
     STOP,
     CaptionDecoder,
-    HubCaptioner,
     LiteCaptioner,
     load_captioner,
     search,
@@ -103,7 +92,7 @@ def write(path: Path, change: dict, metadata: dict | None) -> Path:
 
 def test_a_captioner_is_loaded_from_a_file(tmp_path: Path):
     path = write(tmp_path / "mine.safetensors", {}, {"vocabulary": json.dumps(WORDS)})
-    found = load_captioner("lite2-captioner", path)
+    found = load_captioner(path)
     assert (found.name, found.vocabulary) == ("lite2-captioner", WORDS)
     state = found.decoder.state_dict()
     assert all(torch.equal(state[key], value.float()) for key, value in load_file(path).items())
@@ -123,70 +112,3 @@ def test_the_shipped_captioner_tells_of_what_it_sees():
     assert {"man", "woman", "person", "girl", "boy", "child"} & set(person.split())
     assert person != rocket
     assert all(3 <= len(sentence.split()) <= LENGTH for sentence in (person, rocket))
-
-
-# --- captioners of transformers ---------------------------------------------------------------------
-
-BLIP_WORDS = ("a", "dog", "cat", "runs", "on", "the", "red", "grass")
-
-
-@pytest.fixture(scope="module")
-def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BLIP of random weights in a folder, as the hub keeps them."""
-    folder = tmp_path_factory.mktemp("hub") / "blip"
-    folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *BLIP_WORDS]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    text = {"vocab_size": len(words), "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 32,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 16, "max_position_embeddings": 64,
-            "bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 16, "projection_dim": 16}  # fmt: skip
-    torch.manual_seed(0)
-    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16))
-    model.save_pretrained(folder, safe_serialization=True)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
-    return folder
-
-
-def test_a_model_of_transformers_captions_pictures(blip: Path):
-    captioner = load_captioner(str(blip))
-    assert isinstance(captioner, HubCaptioner)
-    assert captioner.name == str(blip)
-    ids = captioner.caption_ids(noise(2, 3, 40, 50))
-    assert ids.shape == (2, LENGTH)
-    assert ids.dtype == torch.int64
-    sentences = captioner.words(ids)
-    assert sentences == captioner.captions(noise(2, 3, 40, 50))
-    assert all(set(s.split()) <= set(BLIP_WORDS) for s in sentences)
-    assert not any(p.requires_grad for p in captioner.parameters())
-    ids[:] = 0
-    ids[0, :2] = torch.tensor([6, 7])
-    assert captioner.words(ids) == ["a dog", ""]
-
-
-def test_the_papers_captioner_gives_ids_of_words_alone(blip: Path):
-    """BLIP-2 puts a place for each of its queries before the words, and its language model ends with a line feed."""
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 16}  # fmt: skip
-    bridge = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "encoder_hidden_size": 16, "vocab_size": 14}  # fmt: skip
-    text = {"model_type": "opt", "vocab_size": 16, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "word_embed_proj_dim": 16, "max_position_embeddings": 64, "bos_token_id": 2,
-            "eos_token_id": 3, "pad_token_id": 1}  # fmt: skip
-    torch.manual_seed(0)
-    config = Blip2Config(vision, bridge, text, num_query_tokens=4, image_token_index=15)
-    captioner = HubCaptioner(Blip2ForConditionalGeneration(config), AutoProcessor.from_pretrained(blip), "blip-2")
-    ids = captioner.caption_ids(noise(2, 3, 40, 50))
-    assert ids.shape == (2, LENGTH)
-    assert not {1, 2, 3, 15} & set(ids.flatten().tolist())
-    assert set(" ".join(captioner.words(ids)).split()) <= {*BLIP_WORDS, "[DEC]"}
-
-
-def test_without_a_network_the_papers_captioner_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
-    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="Salesforce/blip2-opt-2.7b are neither cached nor reachable"):
-        load_captioner("Salesforce/blip2-opt-2.7b")

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from models import awaken
-from torch import Tensor
+from torch import Tensor, nn
 
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet
 from psic_core.lab import captioner as module
-from psic_core.lab.captioner import Captioner
 from psic_core.lab.captions import CAPTIONED, caption_report, caption_scores, tokenise
 from psic_core.training.checkpoints import save_checkpoint
 
@@ -21,7 +20,7 @@ TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
 WORDS = ("a", "dog", "cat", "runs", "on", "grass")
 
 
-class Brightness(Captioner):
+class Brightness(nn.Module):
     """Two sentences: which one hangs on a bit of the picture that any change turns."""
 
     name = "brightness"
@@ -61,11 +60,7 @@ def test_the_report_scores_every_version(model: PSIC, plain: PSIC, tmp_path: Pat
     assert set(report["scores"]) == set(CAPTIONED)
     assert report["scores"]["full"] == report["scores"]["plain"]  # anchored: the same pictures
     assert report["cider_loss"]["full"] == {"value": 0, "ci95": [0, 0]}
-    assert report["same_as_plain"]["full"] == 1
-    same = report["same_as_plain"]["protected"]
-    said = report["examples"]
-    assert same == sum(a == b for a, b in zip(said["plain"], said["protected"], strict=True)) / 6
-    assert len({s for sentences in said.values() for s in sentences}) == 2
+    assert len({s for sentences in report["examples"].values() for s in sentences}) == 2
     assert json.loads(json.dumps(report)) == report
     again = caption_report(model, plain, pictures(), Brightness(), tmp_path)
     assert again["scores"] == report["scores"]
@@ -82,7 +77,7 @@ def test_the_command_writes_and_shows_the_report(
 ):
     for name, m in (("psic", model), ("plain", plain)):
         save_checkpoint(m, tmp_path / f"{name}-q2.safetensors", publish_secret=True)
-    monkeypatch.setattr(module, "load_captioner", lambda name: Brightness())
+    monkeypatch.setattr(module, "load_captioner", lambda: Brightness())
     out = tmp_path / "captions.json"
     words = ["captions", "--checkpoint", tmp_path / "psic-q2.safetensors", "--dataset", "scenes", "--limit", 3]
     assert main([str(w) for w in (*words, "--json", out)]) == 0

@@ -223,7 +223,6 @@ def test_shipped_names_are_found(
         ("train -o {tmp}/run --dataset scenes --scenes 2 --crop 64", "2 pictures"),
         ("train -o {tmp}/run --dataset scenes --scenes 4 --batch-size 4 --crop 999", "crop 999"),
         ("train -o {tmp}/run --stage one --init {model} --dataset {folder} --target tiny", "no captions"),
-        ("train-target -o {tmp}/heads.safetensors", "--data-root"),
     ],
 )
 def test_errors_are_one_sentence_and_status_two(
@@ -331,7 +330,7 @@ def test_the_module_runs_and_helps_without_waiting_for_pytorch():
     code += "print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Privacy-Shielded Image Compression" in ran.stdout
-    for command in ("encode", "decode", "info", "rekey", "train", "train-target", "evaluate"):
+    for command in ("encode", "decode", "info", "rekey", "train", "ablate", "evaluate"):
         assert command in ran.stdout
     assert ran.stdout.splitlines()[-2:] == ["code 0", "False"]
     ran = subprocess.run([sys.executable, "-m", "psic_core", "train", "--help"], capture_output=True, text=True)

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from models import awaken
-from test_tables import cells
 
-from psic_core.app import comparison_tables
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.lab import ablations, bavaft, bench, comparison, frontier
-from psic_core.lab.ablations import Point, point
+from psic_core.lab import ablations, bavaft, bench, comparison
+from psic_core.lab.ablations import point
 from psic_core.lab.bavaft import (
     BLOCK,
     CHOSEN,
@@ -26,7 +24,7 @@ from psic_core.lab.bavaft import (
     train_bavaft,
 )
 from psic_core.lab.pgd import coded, pgd, pull_to
-from psic_core.metrics import Flips, psnr
+from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import load_target
 from psic_core.objectives import uaeo_loss
@@ -147,15 +145,14 @@ def test_the_codec_in_the_loop_gives_what_files_give_and_a_gradient():
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_checkpoint(tiny("plain"), tmp_path / "plain.safetensors")
-    monkeypatch.setattr(ablations, "SHIPPED", str(tmp_path / "plain.safetensors"))
-    monkeypatch.setattr(ablations, "SCENES", 12)
-    monkeypatch.setattr(ablations, "BASE", replace(ablations.BASE, steps=3, batch_size=4, crop=64, warmup=1, pool=6))
+    base = replace(ablations.BASE, steps=3, batch_size=4, crop=64, warmup=1, pool=6)
+    for module in (ablations, comparison):
+        monkeypatch.setattr(module, "SHIPPED", str(tmp_path / "plain.safetensors"))
+        monkeypatch.setattr(module, "SCENES", 12)
+        monkeypatch.setattr(module, "BASE", base)
     monkeypatch.setattr(comparison, "PGD_STEPS", 2)
     monkeypatch.setattr(bench, "FILES", 2)
     monkeypatch.setattr(bench, "TIMED", 1)
-    one = ablations.VARIANTS["stage-one"]
-    before = replace(one.before, steps=2, batch_size=4, crop=64)
-    monkeypatch.setitem(ablations.VARIANTS, "stage-one", replace(one, before=before))
     return tmp_path
 
 
@@ -167,24 +164,23 @@ def ablate(*words: object) -> None:
 def test_points_go_into_one_file_in_their_order(quick: Path, capsys: pytest.CaptureFixture):
     out, runs = quick / "points.jsonl", quick / "runs"
     common = ("--out", runs, "--json", out)
-    ablate("bavaft@60", "paper", "pgd-after", *common)
-    ablate("pgd-through@30", "pgd-before@24", "stage-one", "uaeo@56#1", "uaeo@7", *common)
+    ablate("bavaft@60", "moved@30", "pgd-after", *common)
+    ablate("pgd-through@30", "pgd-before@24", "additive@30", "uaeo@56#1", "uaeo@7", *common)
     found = {line["name"]: line for line in comparison.read_points(out)}
-    assert list(found) == ["uaeo@56#1", "paper@56", "stage-one@56", "bavaft@60", "pgd-before@24", "pgd-after@36",
+    assert list(found) == ["uaeo@56#1", "additive@30", "moved@30", "bavaft@60", "pgd-before@24", "pgd-after@36",
                            "pgd-through@30", "uaeo@7"]  # fmt: skip # the last two are in no sweep
-    assert {n: line["encodings"] for n, line in found.items() if line["encodings"] == 2} == dict.fromkeys(
-        ["bavaft@60", "pgd-before@24", "pgd-through@30"], 2
-    )
-    config = json.loads((runs / "paper@56" / "run.json").read_text())["config"]
+    config = json.loads((runs / "moved@30" / "run.json").read_text())["config"]
     assert config["trains"] == "codec"
+    assert not load_checkpoint(runs / "moved@30" / "model.safetensors").config.anchored
+    assert load_checkpoint(runs / "additive@30" / "model.safetensors").config.residual == 0
     assert json.loads((runs / "uaeo@56#1" / "run.json").read_text())["config"]["seed"] == 1
-    assert (runs / "stage-one@56-before" / "model.safetensors").is_file()
     for name, line in found.items():
         assert line["n"] == 4
-        assert line["bpp_both"] == pytest.approx(line["bpp"], abs=0) or line["encodings"] == 2
         assert line["seconds_per_megapixel"] > 0
         assert set(line["asr"]) == set(bench.TASKS)
         assert name.split("@")[0] == line["method"]
+    two_files, one_file = (found[n]["bpp_both"] for n in ("pgd-before@24", "pgd-after@36"))
+    assert two_files > 1.5 * one_file
     assert found["pgd-after@36"]["psnr"]["protected"] != found["pgd-after@36"]["psnr"]["full"]
     stamps = {p: p.stat().st_mtime_ns for p in runs.rglob("*.safetensors")}
     ablate("uaeo@7", "bavaft@60", *common)  # trained already
@@ -194,87 +190,30 @@ def test_points_go_into_one_file_in_their_order(quick: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("name", ["best", "uaeo@", "uaeo#x", "uaeo@1@2", ""])
 def test_an_unknown_point_is_refused(name: str):
-    with pytest.raises(ValueError, match=r"unknown variant .*METHOD one of uaeo, naive"):
+    with pytest.raises(ValueError, match=r"unknown point .*METHOD one of shipped, uaeo, "):
         point(name)
 
 
 # --- curves -----------------------------------------------------------------------------------------
 
 
-def line(method: str, strength: float, level: float, share: float, seed: int = 0, n: int = 200) -> dict:
-    """A point whose ASR is exactly ``share`` in both of two tasks."""
-    flipped = torch.zeros(n, dtype=torch.float64)
-    flipped[torch.randperm(n, generator=torch.Generator().manual_seed(3))[: round(share * n)]] = 1
-    flips = bench.pack_flips(Flips(torch.ones(n, dtype=torch.float64), flipped))
-    return {"method": method, "strength": strength, "seed": seed, "psnr": {"protected": level},
-            "flips": {"t2i": flips, "i2t": flips}}  # fmt: skip
-
-
-LINES = [line("a", 10, 29.0, 0.2), line("a", 20, 28.0, 0.6), line("b", 10, 28.8, 0.3), line("b", 30, 27.8, 0.4)]
-
-
-def test_success_is_linear_between_the_points():
-    a = frontier.curve(LINES, "a")
-    assert frontier.success(a, 28.5, ["t2i"]).value == pytest.approx(0.4)
-    assert frontier.success(a, 28.0, ["t2i", "i2t"]).value == pytest.approx(0.6)
-    assert frontier.success(a, 27.8, ["t2i"]).value == pytest.approx(0.6)  # within the tolerance
-    assert frontier.success(a, 27.7, ["t2i"]) is None
-    assert frontier.success(a, 29.3, ["t2i"]) is None
-
-
-def test_a_gap_is_taken_on_the_same_pictures():
-    a, b = (frontier.curve(LINES, m) for m in "ab")
-    gap = frontier.gap(a, b, 28.3, ["t2i", "i2t"])
-    assert gap.value == pytest.approx(0.48 - 0.35)
-    assert gap.ci95[0] < gap.value < gap.ci95[1]
-    same = frontier.gap(a, a, 28.3, ["t2i"])
-    assert (same.value, *same.ci95) == pytest.approx((0, 0, 0))
-    assert frontier.gap(a, b, 29.2, ["t2i"]) is None
-    assert frontier.common_range([a, b]) == (28.0, 28.8)
-
-
-def test_seeds_are_averaged_and_their_spread_is_said():
-    seeds = [line("a", 10, level, share, seed) for seed, (level, share) in enumerate([(28.9, 0.2), (29.1, 0.4)])]
-    a = frontier.curve([*seeds, line("a", 20, 28, 0.8)], "a")
-    assert a.seeds == 2
-    assert a.points[1].psnr == pytest.approx(29.0)
-    assert frontier.success(a, 29.0, ["t2i"]).value == pytest.approx(0.3)
-    assert frontier.spread(a, ["t2i"]) == pytest.approx(torch.tensor([0.2, 0.4]).std().item(), abs=1e-6)
-    assert frontier.spread(frontier.curve(LINES, "a"), ["t2i"]) is None
-
-
-# --- tables and figures -----------------------------------------------------------------------------
-
-
 def record(method: str, strength: float, below: float, share: float, seed: int = 0) -> dict:
-    """A whole point, ``below`` dB under a plain codec at 29 dB."""
-    flips = line(method, strength, 29 + below, share, seed)["flips"]["t2i"]
+    """A point, ``below`` dB under a plain codec at 29 dB."""
     estimate = {"value": share, "ci95": [share - 0.05, share + 0.05], "n": 200}
-    clean = -0.3 if method == "bavaft" else 0.0
-    return {
-        "name": str(Point(method, strength, seed)), "method": method, "strength": strength, "seed": seed,
-        "what": f"about {method}", "n": 200, "psnr": {"full": 29 + clean, "protected": 29 + below},
-        "asr": dict.fromkeys(bench.TASKS, estimate), "null": dict.fromkeys(bench.TASKS, estimate | {"value": 0.02}),
-        "flips": dict.fromkeys(bench.TASKS, flips), "bpp": 0.4, "bpp_both": 0.8 if method == "bavaft" else 0.4,
-        "encodings": 2 if method == "bavaft" else 1, "seconds_per_megapixel": 2.5, "training_s": 1.0,
-    }  # fmt: skip
+    return {"method": method, "strength": strength, "seed": seed, "psnr": {"plain": 29.0, "full": 29.0,
+            "protected": 29 + below}, "asr": dict.fromkeys(bench.TASKS, estimate)}  # fmt: skip
 
 
-RECORDS = [
-    record("uaeo", 30, -0.5, 0.5), record("uaeo", 56, -1.5, 0.7), record("uaeo", 56, -1.5, 0.8, 1),
-    record("i2t", 30, -0.5, 0.6), record("i2t", 56, -1.5, 0.8),
-    record("naive", 280, -0.5, 0.4), record("naive", 560, -1.5, 0.6),
-    record("bavaft", 30, -0.9, 0.3), record("pool-8", 56, -1.0, 0.9), record("pgd-after", 36, -3.0, 1.0),
-]  # fmt: skip
+def test_success_is_linear_between_a_seeds_strengths():
+    points = [record("a", 10, 0.0, 0.2), record("a", 20, -1.0, 0.6), record("b", 9, 0, 0.9)]
+    assert comparison.success(points, "a", 28.5) == pytest.approx([0.4])
+    assert comparison.success(points, "a", 28.0, ["t2i"]) == pytest.approx([0.6])
+    assert comparison.success(points, "a", 27.8) == pytest.approx([0.6])  # within the tolerance
+    assert comparison.success(points, "a", 27.7) == comparison.success(points, "a", 29.3) == []
 
 
-def test_claims_are_differences_at_equal_psnr():
-    rows = [cells(r) for r in comparison_tables.claims_table(RECORDS).splitlines()[2:]]
-    assert len(rows) == 6
-    first = rows[0]
-    assert first[:3] == ["PSIC, UAEO as printed (Eq. 9) − PSIC, naive", "t2i", "+6.3"]
-    assert first[4].startswith("+20.0 [")
-    both = next(r for r in rows if "both ways − BAvAFT" in r[0])
-    assert both[1:3] == ["mean of four", "+12.9"]
-    assert both[4].startswith("+32.5 [")
-    assert both[5] == "7.1"  # the standard deviation of 70 and 80
+def test_each_seed_that_reaches_a_level_has_its_value():
+    points = [record("a", 10, 0.0, 0.2), record("a", 20, -1.0, 0.6), record("a", 20, -0.9, 0.8, 1)]
+    assert comparison.success(points, "a", 28.0) == pytest.approx([0.6, 0.8])
+    assert comparison.success(points, "a", 28.5) == pytest.approx([0.4])
+    assert comparison.curves(points, "a")[1] == [(pytest.approx(-0.9), pytest.approx(0.8))]

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from PIL import Image
 from skimage import data
 
 from psic_core import bitstream, keys
-from psic_core.app import folder_jobs, record
+from psic_core.app import folder_jobs
 from psic_core.app.cli import main
-from psic_core.app.folder_jobs import Job, Plan, Work, plan, run
+from psic_core.app.folder_jobs import RECORD, Job, Record, Work, plan
 from psic_core.codec import PSIC
 from psic_core.models.images import load_image
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
@@ -43,17 +42,21 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+def run(source: Path, out: Path, work: Work, workers: int = 1, overwrite: bool = False) -> tuple:
+    return folder_jobs.run(plan(source, out, work.task)[0], out, work, workers, overwrite)
+
+
 def files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != record.NAME)
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != RECORD)
 
 
 def test_places_keep_the_folders_and_never_meet(photos: Path, tmp_path: Path):
     Image.new("RGB", (8, 8)).save(photos / "b.png")
-    planned = plan(photos, tmp_path / "out", "encode")
-    assert [str(job.output.relative_to(tmp_path / "out")) for job in planned.jobs] == [
+    jobs, skipped = plan(photos, tmp_path / "out", "encode")
+    assert [str(job.output.relative_to(tmp_path / "out")) for job in jobs] == [
         "a.psic", "b.jpg.psic", "b.png.psic", "trip/a.psic", "trip/c.psic"
     ]  # fmt: skip
-    assert planned.skipped == {".txt": 1}
+    assert skipped == {".txt": 1}
     with pytest.raises(ValueError, match=r"holds no file that ends in \.psic"):
         plan(photos, tmp_path, "decode")
     for name in ("b.webp", "b.jpg.png"):
@@ -70,26 +73,25 @@ def test_a_folder_goes_there_and_back(
     monkeypatch.setitem(keys.COSTS, 1, 2**17)  # as the workers have it
     coded, shown = tmp_path / "coded", tmp_path / "shown"
     model = load_checkpoint(checkpoint)
-    made = run(plan(photos, coded, "encode"), Work("encode", checkpoint, "my cat"), workers)
+    made = run(photos, coded, Work("encode", checkpoint, "my cat"), workers)
     assert made == ({"with a keyword": 4}, 0, {})
     assert files(coded) == ["a.psic", "b.psic", "trip/a.psic", "trip/c.psic"]
     stream = (coded / "trip/c.psic").read_bytes()
     expected = bitstream.unpack(model.compress(load_image(photos / "trip/c.webp")))
     assert bitstream.unpack(stream)._replace(slots=()) == expected
-    assert run(plan(coded, shown, "decode"), Work("decode", checkpoint, "my cat"), workers) == ({"full": 4}, 0, {})
+    assert run(coded, shown, Work("decode", checkpoint, "my cat"), workers) == ({"full": 4}, 0, {})
     assert files(shown) == ["a.png", "b.png", "trip/a.png", "trip/c.png"]
     assert load_image(shown / "trip/c.png").tobytes() == model.decompress(stream, "my cat").tobytes()
 
 
 def test_what_is_there_is_left_alone(photos: Path, tmp_path: Path, checkpoint: str):
     coded, work = tmp_path / "coded", Work("encode", checkpoint)
-    planned = plan(photos, coded, "encode")
-    assert run(planned._replace(jobs=planned.jobs[:2]), work).written.total() == 2
+    assert folder_jobs.run(plan(photos, coded, "encode")[0][:2], coded, work)[0].total() == 2
     before = (coded / "a.psic").stat().st_mtime_ns
     os.utime(photos / "a.png", (2**32, 2**32))  # its time alone says nothing
-    assert run(planned, work) == ({"without keyword": 2}, 2, {})
+    assert run(photos, coded, work) == ({"without keyword": 2}, 2, {})
     for overwrite in (False, True):
-        assert run(planned, work, overwrite=overwrite) == ({}, 4, {})
+        assert run(photos, coded, work, overwrite=overwrite) == ({}, 4, {})
     assert (coded / "a.psic").stat().st_mtime_ns == before
 
 
@@ -112,10 +114,10 @@ def test_what_is_there_but_not_what_is_wanted_is_refused_or_made_anew(
     task, number, says = CHANGES[change]
     coded, shown, out = tmp_path / "coded", tmp_path / "shown", tmp_path / ("coded" if task == "encode" else "shown")
     first = Work("encode", checkpoint, None if change in ("damaged", "photo", "keyword", "record") else "my cat")
-    run(plan(photos, coded, "encode"), first)
+    run(photos, coded, first)
     work = replace(first, keyword={"keyword": "my cat", "no keyword": None}.get(change, first.keyword))
     if change == "version":
-        run(plan(coded, shown, "decode"), replace(first, task="decode"))
+        run(coded, shown, replace(first, task="decode"))
         work = Work("decode", checkpoint)
     if change == "damaged":
         (coded / "a.psic").write_bytes((coded / "a.psic").read_bytes()[:-1])
@@ -129,28 +131,29 @@ def test_what_is_there_but_not_what_is_wanted_is_refused_or_made_anew(
         save_checkpoint(other, tmp_path / "other.safetensors", publish_secret=True)
         work = replace(work, checkpoint=str(tmp_path / "other.safetensors"))
     if change == "record":
-        (coded / record.NAME).unlink()
-    planned = plan(coded, shown, "decode") if task == "decode" else plan(photos, coded, "encode")
+        (coded / RECORD).unlink()
+    where = (coded, shown) if task == "decode" else (photos, coded)
     kept = {name: (out / name).read_bytes() for name in files(out)}
-    written, there, failed = run(planned, work)
+    written, there, failed = run(*where, work)
     assert (written.total(), there, len(failed)) == (0, 4 - number, number)
     assert all(says in error and "--overwrite" in error for error in failed.values())
     assert {name: (out / name).read_bytes() for name in files(out)} == kept
-    assert run(planned, work, overwrite=True).written.total() == number
-    assert run(planned, work) == ({}, 4, {})
+    assert run(*where, work, overwrite=True)[0].total() == number
+    assert run(*where, work) == ({}, 4, {})
 
 
 def test_no_output_takes_the_place_of_a_source(photos: Path, tmp_path: Path, checkpoint: str):
     """Nor of a photo that happens to have the output's name."""
     coded, work = tmp_path / "coded", Work("encode", checkpoint)
-    run(plan(photos, coded, "encode"), work)
+    run(photos, coded, work)
     before = {name: (photos / name).read_bytes() for name in files(photos)}
-    there = run(plan(coded, photos, "decode"), Work("decode", checkpoint))
-    assert len(there.failed) == 1
-    assert "a.png' is there already, and nothing says from what" in next(iter(there.failed.values()))
+    _, _, failed = run(coded, photos, Work("decode", checkpoint))
+    assert len(failed) == 1
+    assert "a.png' is there already, and nothing says from what" in next(iter(failed.values()))
     assert {name: (photos / name).read_bytes() for name in before} == before
-    itself = Plan(photos, [Job(photos / "a.png", tmp_path / "photos" / "trip" / ".." / "a.png")], Counter())
-    assert "is one of the sources" in next(iter(run(itself, work, overwrite=True).failed.values()))
+    itself = [Job(photos / "a.png", tmp_path / "photos" / "trip" / ".." / "a.png")]
+    *_, failed = folder_jobs.run(itself, photos, work, overwrite=True)
+    assert "is one of the sources" in next(iter(failed.values()))
     assert (photos / "a.png").read_bytes() == before["a.png"]
 
 
@@ -158,14 +161,14 @@ def test_plans_grow_with_the_number_of_files(tmp_path: Path):
     for i in range(6000):
         (tmp_path / f"{i}.png").touch()
     started = time.perf_counter()
-    assert len(plan(tmp_path, tmp_path / "out", "encode").jobs) == 6000
+    assert len(plan(tmp_path, tmp_path / "out", "encode")[0]) == 6000
     assert time.perf_counter() - started < 5
 
 
 ORPHAN = """
 import os, sys, threading, time
 from pathlib import Path
-from psic_core.app import folder_jobs, record
+from psic_core.app import folder_jobs
 
 def die():
     while not list(Path(sys.argv[2]).glob("*.psic")):
@@ -175,11 +178,11 @@ def die():
 if __name__ == "__main__":
     threading.Thread(target=die, daemon=True).start()
     work = folder_jobs.Work("encode", sys.argv[3], tile=64)
-    folder_jobs.run(folder_jobs.plan(Path(sys.argv[1]), Path(sys.argv[2]), "encode"), work, workers=2)
+    out = Path(sys.argv[2])
+    folder_jobs.run(folder_jobs.plan(Path(sys.argv[1]), out, "encode")[0], out, work, workers=2)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_workers_end_with_their_parent(tmp_path: Path, checkpoint: str):
@@ -235,8 +238,9 @@ def test_bad_files_are_reported_and_do_not_stop_the_others(
 
 def test_whatever_happens_nothing_half_written_stays(photos: Path, tmp_path: Path, checkpoint: str):
     job = Job(photos / "a.png", tmp_path / "coded" / "a.psic")
-    known = record.Record(tmp_path / "coded", {}, None)
-    version, error = folder_jobs._attempt(job, Work("decode", checkpoint), load_checkpoint(checkpoint), known)
+    work = Work("decode", checkpoint)
+    known = Record(tmp_path / "coded", work)
+    version, error = folder_jobs._attempt(job, work, load_checkpoint(checkpoint), known)
     assert (version, error[:16]) == ("", "not a .psic file")
     assert files(tmp_path / "coded") == []
 

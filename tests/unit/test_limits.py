@@ -4,23 +4,107 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from models import picture
 from test_tables import cells
+from torch import Tensor
 
+from psic_core import keys
 from psic_core.app.cli import main
-from psic_core.app.comparison_tables import limits_table as table
+from psic_core.app.tables import limits_table as table
+from psic_core.codec import PSIC
+from psic_core.config import CodecConfig
+from psic_core.datasets.eval_sets import eval_set
 from psic_core.lab import limits
-from psic_core.lab.limits import LEVELS, run_limits
+from psic_core.lab.limits import LEVELS, PLAIN, Robustness, run_limits
+from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.metrics import psnr
+from psic_core.models.images import round_to_8_bits
+from psic_core.models.vlp import Target
 
 pytestmark = pytest.mark.slow
+
+SCENES = eval_set("scenes", limit=16)
+KEEP_SIZE = set(PLATFORMS) - {"screenshot", "crop to 75 %"}
+
+
+@pytest.fixture(scope="module")
+def suite(lite_clip: Target, psic_q2: PSIC, plain_q2: PSIC) -> Robustness:
+    return Robustness({"mine": psic_q2}, plain_q2, SCENES, lite_clip)
+
+
+def pair() -> tuple[PSIC, PSIC]:
+    torch.manual_seed(0)
+    model = PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4), keys.secret("x")).eval()
+    with torch.no_grad():
+        model.backbone.g_a[-1].weight.mul_(20)
+        for trigger in model.g_s.triggers:
+            trigger.cltg.w_d.weight.normal_(std=0.5)
+    model.anchor()
+    plain = PSIC.build(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.kind = "plain"
+    return plain.eval(), model
+
+
+@pytest.mark.parametrize("name", [*PLATFORMS, *DENOISERS])
+def test_a_processing_gives_8_bit_pictures_that_still_show_the_photo(name: str):
+    x = round_to_8_bits(picture(48, 72) * 0.8 + 0.1)
+    changed = (PLATFORMS | DENOISERS)[name](x)
+    assert torch.allclose((changed * 255).round() / 255, changed, atol=1e-6)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    if name in KEEP_SIZE or name in DENOISERS:
+        assert changed.shape == x.shape
+        assert psnr(changed, x) > 20
+    assert not torch.equal(changed, x)
+    assert torch.equal(changed, (PLATFORMS | DENOISERS)[name](x))  # nothing random from call to call
+
+
+def test_recoding_is_what_the_codec_does():
+    plain, model = pair()
+    x = round_to_8_bits(picture())
+    assert torch.equal(recoded(plain)(x), round_to_8_bits(plain.decompress_tensor(plain.compress(x))))
+    assert not torch.equal(recoded(model)(x), recoded(plain)(x))
+
+
+def test_no_attack_counts_the_shield_itself(suite: Robustness):
+    suite.nothing()
+    published = suite.rows[-1]
+    assert published["psnr"][PLAIN] == pytest.approx(published["psnr"]["mine"], abs=1.5)  # JPEG at the same level
+    own = suite.bench.measure(suite.shown["mine"])["asr"]
+    assert {t: published["asr"]["mine"][t] for t in own} == own
+    mean = sum(e["value"] for e in own.values()) / len(own)
+    assert published["asr"]["mine"]["mean"]["value"] == pytest.approx(mean)
+
+
+def test_the_null_is_the_same_processing_of_the_plain_codecs_picture(suite: Robustness):
+    def erase(pictures: Tensor) -> Tensor:
+        return torch.full_like(pictures, 0.5)
+
+    grey = {v: erase(p) for v, p in suite.shown.items()}
+    row = suite.add("test", "grey", grey)
+    assert row["null"] == row["asr"]["mine"]
+    assert row["null"]["i2t"]["value"] > 0
+    undone = suite.add("test", "undone", {v: suite.shown[PLAIN] for v in suite.shown})
+    assert {e["value"] for e in undone["asr"]["mine"].values()} == {0.0}
+
+
+def test_a_model_over_another_encoder_is_refused(lite_clip: Target):
+    plain, model = pair()
+    with torch.no_grad():
+        plain.backbone.g_a[0].weight.add_(0.1)
+    with pytest.raises(ValueError, match="mine has another encoder"):
+        Robustness({"mine": model}, plain, SCENES, lite_clip)
 
 
 @pytest.fixture(scope="module")
 def report() -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"OWN": 8, "PURIFYING": 2, "UNSEEN": ("lite1-clip",)}.items():
+        for name, value in {"OWN": 8, "PURIFYING": 2, "UNSEEN": "lite1-clip"}.items():
             patch.setattr(limits, name, value)
-        patch.setattr(limits, "PLATFORMS", {k: limits.PLATFORMS[k] for k in ("PNG", "crop to 75 %")})
-        patch.setattr(limits, "DENOISERS", {k: limits.DENOISERS[k] for k in ("5 bits",)})
+        patch.setattr(limits, "PLATFORMS", {k: limits.PLATFORMS[k] for k in ("crop to 75 %",)})
+        patch.setattr(limits, "DENOISERS", {k: limits.DENOISERS[k] for k in ("median 3 × 3",)})
         return run_limits(["psic-q2"], 10)
 
 
@@ -34,13 +118,6 @@ def test_every_level_of_the_threat_model_is_there_in_order(report: dict):
     assert seen == list(LEVELS)
     assert json.loads(json.dumps(report, allow_nan=True))["n"] == 10
     assert len({row["attack"] for row in report["rows"]}) == len(report["rows"])
-
-
-def test_png_is_no_attack(report: dict):
-    published, _ = rates(report, "as published")
-    png, null = rates(report, "PNG")
-    assert png == published
-    assert null["mean"]["value"] == 0
 
 
 @pytest.mark.parametrize("attack", ["every trigger left out of the program", "the triggers' equations, solved"])
@@ -61,13 +138,12 @@ def test_a_solved_condition_is_the_keys(report: dict):
 
 
 def test_the_table_has_a_row_an_attack_under_its_level(report: dict):
-    rows, by_tasks = (table(report, tasks).splitlines()[2:] for tasks in (False, True))
-    assert len(rows) == len(by_tasks) == len(report["rows"]) + len(LEVELS)
+    rows = table(report).splitlines()[2:]
+    assert len(rows) == len(report["rows"]) + len(LEVELS)
     published, null = rates(report, "as published")
-    shown, by_task = (cells(next(r for r in t if "as published" in r)) for t in (rows, by_tasks))
+    shown = cells(next(r for r in rows if "as published" in r))
     assert shown[1].startswith(f"{100 * null['mean']['value']:.1f} [")
     assert shown[2].startswith(f"{100 * published['mean']['value']:.1f} [")
-    assert by_task[2].split(" / ")[0] == f"{100 * published['t2i']['value']:.0f}"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +157,7 @@ def test_a_suite_of_nothing_is_refused(names: list[str], levels: tuple[str, ...]
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "limits.json"
-    main(["limits", "psic-q2", "--levels", "none", "--limit", "8", "--json", str(out)])
+    main(["limits", "psic-q2", "--levels", "none", "--limit", "8", "--side", "96", "--json", str(out)])
     assert [row["attack"] for row in json.loads(out.read_text())["rows"]] == ["as published"]
+    assert json.loads(out.read_text())["side"] == 96
     assert "as published" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from make_lite_clip import calibrate
 from models import fresh, picture
 from torch import Tensor
 from torch.nn import functional
@@ -12,7 +13,7 @@ from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.lab import readers
-from psic_core.lab.readers import calibrate, decoded, scores, what_it_reads
+from psic_core.lab.readers import decoded, scores, what_it_reads
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.pairs import Pairs
 

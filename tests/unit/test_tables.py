@@ -1,7 +1,6 @@
 """The tables of README and cards say what the files say."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,10 @@ import torch
 import upkeep
 from matplotlib.figure import Figure
 
-from psic_core.app import charts, tables
+from psic_core.app import figures, tables
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
+from psic_core.lab.bench import TASKS
 from psic_core.lab.evaluate import NULLS, pack_flips
 from psic_core.metrics import count_flips
 from psic_core.training.checkpoints import save_checkpoint
@@ -27,8 +27,6 @@ def report(quality: int, share: float) -> dict:
         "psnr": {"plain": 25.0 + quality, "full": 25.0 + quality, "protected": 24.5 + quality},
         "score": {"i2t": {"plain": 0.5 + 0.1 * quality}},
         "asr": {"i2t": {v: {"value": float(m.float().mean()), "ci95": [0, 1], "n": 40} for v, m in lost.items()}},
-        "asr_original": {"i2t": {"protected": {"value": share / 2}}},
-        "asr_all": {"i2t": {"protected": {"value": 0.5 + share / 2}}},
         "recall": {"i2t": {v: recalls for v in ("original", "plain", "protected")}},
         "flips": {"i2t": {v: pack_flips(count_flips(before, ~m)) for v, m in lost.items()}},
     }  # fmt: skip
@@ -47,17 +45,13 @@ def cells(line: str) -> list[str]:
 
 def test_success_is_the_mean_over_the_rates(folder: Path):
     *_, row = tables.success_table(tables.reports(folder)).splitlines()
-    name, task, right, protected, wrong, full, jpeg, _, paper = cells(row)
+    name, task, right, protected, full, jpeg, _, wrong, above, _, paper = cells(row)
     assert (name, task, right) == ("scenes (40)", tables.TASK_TITLES["i2t"], "65.0 %")
-    assert protected.startswith("**75.0** [")
+    assert protected.startswith("**75.0 [")
     assert wrong.startswith("75.0 [")
     assert full == jpeg == "0.0 [0.0, 0.0]"
+    assert above == "+75.0"  # protected minus noise
     assert paper == "–"  # the paper knows no scenes
-
-
-def test_three_denominators(folder: Path):
-    row = tables.denominators_table(tables.reports(folder)).splitlines()[-1]
-    assert cells(row)[2:] == ["75.0", "37.5", "87.5"]
 
 
 def captioned(cider: float) -> dict:
@@ -65,7 +59,6 @@ def captioned(cider: float) -> dict:
     return {
         "bpp": 0.5, "scores": dict.fromkeys(("original", "plain", "full", "protected"), scores),
         "cider_loss": {"full": {"value": 0.0}, "protected": {"value": 0.4}},
-        "same_as_plain": {"full": 1.0, "protected": 0.25},
     }  # fmt: skip
 
 
@@ -84,31 +77,45 @@ def lines(figure: Figure) -> dict[str, dict[str, list]]:
 def test_charts_draw_what_the_reports_say(folder: Path):
     found = {"flickr8k": tables.reports(folder)["scenes"]}
     for r in found["flickr8k"].values():
-        r["score"] = {"i2t": dict.fromkeys(charts.DRAWN, 0.5), "t2i": dict.fromkeys(charts.DRAWN, 0.4)}
-        r["asr"]["t2i"] = r["asr"]["i2t"]
-    drawn = lines(charts.performance(found, {1: captioned(0.4)}))
+        r["score"] = {"i2t": dict.fromkeys(tables.DRAWN, 0.5), "t2i": dict.fromkeys(tables.DRAWN, 0.4)}
+    drawn = lines(figures.against_rate(tables.score_panels(found, {1: captioned(0.4)})))
     assert len(drawn) == 4
-    assert drawn["image→text, Flickr8k (%)"]["protected"] == [[0.1, 50.0], [0.2, 50.0]]
-    assert drawn["captions, CIDEr (%)"]["full"] == [[0.5, 40.0]]
-    found["flickr8k"][2]["asr"]["i2t"]["jpeg"]["value"] = None  # nothing was right to begin with
-    drawn = lines(charts.success(found))["ASR image→text, Flickr8k (%)"]
-    assert drawn["protected"] == [[0.1, 50.0], [0.2, 100.0]]
-    assert math.isnan(drawn["jpeg"][1][1])
+    assert drawn["image→text retrieval, R@1, flickr8k (%)"]["protected"] == [[0.1, 50.0], [0.2, 50.0]]
+    assert drawn["captions, cider (%)"]["full"] == [[0.5, 40.0]]
 
 
-def test_the_growth_chart_has_a_panel_a_task_over_its_own_axis():
-    def row(task: str, ours: float, **at: float) -> dict:
-        return {"task": task, "ours_s": ours, "theirs_s": 1.0, "ratio": ours} | at
+def point(method: str, below: float, share: float, seed: int = 0) -> dict:
+    """A line of `psic ablate`, ``below`` dB under a plain codec at 29 dB."""
+    return {
+        "method": method, "strength": 1.0, "seed": seed, "psnr": {"plain": 29, "full": 29, "protected": 29 + below},
+        "asr": {t: {"value": share} for t in TASKS}, "null": {t: {"value": 0.02} for t in TASKS},
+        "bpp_both": 0.4, "seconds_per_megapixel": 2.5,
+    }  # fmt: skip
 
-    speed = {"provenance": {}, "of old": {"ours_s": 1, "theirs_s": 1, "ratio": 1}}
-    speed |= {"b": row("encode", 1.2, megapixels=0.5), "a": row("encode", 0.3, megapixels=0.1)}
-    figure = charts.growth(speed | {"c": row("training step", 2.0, batch=8)})
-    drawn = lines(figure)
-    assert drawn["encode (s), ratio 1.20"] == {"PSIC": [[0.1, 0.3], [0.5, 1.2]], "CompressAI": [[0.1, 1], [0.5, 1]]}
-    assert drawn["training step (s), ratio 2.00"]["PSIC"] == [[8, 2.0]]
-    assert [ax.get_xlabel() for ax in figure.axes] == ["megapixels", "pictures of 128 × 128 in a batch"]
-    with pytest.raises(ValueError, match="PSIC_BENCH_OUT"):
-        charts.growth({"provenance": {}})
+
+def test_claims_are_differences_at_equal_psnr_beside_the_seeds_bands():
+    points = [point("uaeo", -0.5, 0.5), point("uaeo", -1.5, 0.7), point("uaeo", -0.75, 0.75, 1)]
+    points += [point("naive", -0.5, 0.4), point("naive", -1.5, 0.6), point("bavaft", -0.9, 0.3)]
+    rows = [cells(r) for r in tables.claims_table(points).splitlines()[2:]]
+    assert len(rows) == 6
+    assert rows[0] == ["UAEO − naive", "t2i", "-0.75 dB", "+6.3", "+20.0", "65.0 [55.0, 75.0]", "45.0"]
+    assert rows[5][1:5] == ["mean of four", "-1.00 dB", "+12.9", "+37.5"]  # one seed alone reaches -1 dB
+    table = tables.ablations_table(points).splitlines()
+    assert len(table) == 2 + 3
+    assert cells(table[2])[1:4] == ["65.0 [55.0, 75.0]", "67.5 [60.0, 75.0]", "2.0"]
+
+
+def test_the_size_curve_has_a_column_a_side():
+    def report(share: float, *attacks: str) -> dict:
+        rows = [
+            {"attack": a, "asr": {"m": {"mean": {"value": share}}}, "null": {"mean": {"value": 0.1}}} for a in attacks
+        ]
+        return {"models": ["m"], "rows": rows}
+
+    table = tables.sizes_table({160: report(0.9, "as published"), 512: report(0.8, "as published", "JPEG 75")})
+    assert [cells(r) for r in table.splitlines()[2:]] == [
+        ["as published", "90.0 (10.0)", "80.0 (10.0)"], ["JPEG 75", "–", "80.0 (10.0)"],
+    ]  # fmt: skip
 
 
 def test_phases_that_several_checkpoints_share_stand_once(tmp_path: Path):

@@ -249,9 +249,9 @@ def test_a_damaged_heads_file_is_refused(tmp_path: Path):
 
 def test_absent_heads_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(vlp, "data_dir", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match="lite-clip.safetensors.*psic train-target"):
+    with pytest.raises(FileNotFoundError, match="lite-clip.safetensors.*make_lite_clip"):
         load_target("lite-clip")
-    with pytest.raises(FileNotFoundError, match="no lite2-clip heads.*psic train-target --target lite2-clip"):
+    with pytest.raises(FileNotFoundError, match="no lite2-clip heads.*make_lite_clip"):
         load_target("lite2-clip")
     with pytest.raises(FileNotFoundError, match="mine.safetensors"):
         load_target("lite-clip", tmp_path / "mine.safetensors")

@@ -1,34 +1,43 @@
 """Trains both heads of lite-clip and its like; the towers stay locked (locked-image tuning, Zhai et al. 2022,
-https://arxiv.org/abs/2111.07991).
+https://arxiv.org/abs/2111.07991). ``python data/checkpoints/make_lite_clip.py lite-clip OUTPUT.safetensors DATA_ROOT``
+writes them with a JSON of what the reader reads.
 
 Both start from what the towers know. The text head is the identity. The image head's last thousand columns, which read
 the tower's own ImageNet classifier, are the class names' text embeddings; the others are near zero. Then pictures learn
 their captions, and the classifier's opinion over class names is distilled beside that, so that neither is lost.
 """
 
+import hashlib
 import io
+import json
 import random
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
+from psic_core.config import data_root
+from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.evidence import caption_ids
+from psic_core.lab.readers import what_it_reads
 from psic_core.models.images import to_pil, to_tensor
-from psic_core.models.lite_clip import LITE_DIM
+from psic_core.models.lite_clip import LITE_DIM, LITE_HEADS, contrastive, lite_clip_towers, text_features
 from psic_core.models.vlp import Target
+from psic_core.training.checkpoints import provenance
 from psic_core.training.files import store_tensors
 from psic_core.training.pairs import Pairs
+from psic_core.training.phase import load_pairs
 
 CLASS_PROMPTS = OPENAI_IMAGENET_TEMPLATES[::8]  # ten of eighty; all would take minutes
 
@@ -110,29 +119,6 @@ def look(
         x = to_tensor(Image.open(buffer))[0]
     x = resize(x, [size, size], interpolation=3, antialias=True).clamp(0, 1)
     return (x * rng.uniform(0.85, 1.15)).clamp(0, 1)
-
-
-@torch.no_grad()
-def text_features(target: Target, texts: Sequence[str]) -> Float[Tensor, "n 384"]:
-    """Pooled features of texts, before the text head."""
-    text, out = target.model.text, []
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths together: less padding
-    for start in tqdm(range(0, len(texts), 128), desc="texts", mininterval=5, disable=None):
-        tokens = target.tokenizer([texts[i] for i in order[start : start + 128]])
-        tokens = tokens[:, : tokens.ne(0).any(0).nonzero().max() + 1]
-        mask = tokens.ne(0).long()
-        out.append(text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask))
-    return torch.cat(out)[torch.tensor(order).argsort()]
-
-
-def contrastive(
-    image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], same: Bool[Tensor, "n n"], logit_scale: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """Symmetric InfoNCE of unit embeddings; equal captions of other pictures (``same``) are no negatives."""
-    logits = logit_scale.exp() * image @ text.T
-    logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool), -torch.inf)
-    own = torch.arange(len(logits))
-    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
 
 
 class Heads(nn.Module):
@@ -298,3 +284,72 @@ def _optimiser(
     optimiser = torch.optim.AdamW(groups, config.learning_rate)
     rates = [config.learning_rate, config.gentle_rate]
     return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.15)
+
+
+RECIPES = {
+    "lite-clip": HeadConfig(),
+    "lite1-clip": HeadConfig(epochs=26, seed=1),
+    "lite2-clip": HeadConfig(captions=(3, 4), seed=2),  # never attacked: shares less of the captions with the others
+}
+
+
+def make_reader(output: Path, name: str, root: str | None, cache: Path) -> dict[str, dict[str, float]]:
+    """Train the heads of one of `LITE_CLIPS` and write them, with a JSON of what it reads beside them.
+
+    Args:
+        output: A ``.safetensors`` file.
+        name: Of the reader.
+        root: The data root, with ``flickr8k``; ``photos`` is distilled where it is there.
+        cache: Folder that keeps what the towers say.
+    """
+    target, recipe = lite_clip_towers(name), RECIPES[name]
+    features = [_cached(target, load_pairs([data], root), recipe, cache) for data in ("flickr8k", "scenes")]
+    photos, extra = data_root(root) / "photos", None
+    if photos.is_dir():
+        pictures = in_memory(Folder(photos, 256))
+        extra = _cached(target, Pairs(pictures, [()] * len(pictures)), recipe, cache).image.flatten(0, 1)
+    losses = train_heads(target, features, extra, recipe)
+    dev = Flickr8k(data_root(root) / "flickr8k", "dev", 160)
+    calibrate(target, Pairs(in_memory(dev), dev.captions))
+    heads = {key: value.half() for key, value in target.model.state_dict().items() if key in LITE_HEADS}
+    target.model.load_state_dict({key: value.float() for key, value in heads.items()}, strict=False)
+    card = {
+        "recipe": asdict(recipe),
+        "reads": what_it_reads(target, root),
+        "losses": [round(loss, 4) for loss in losses],
+        **provenance(),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(heads, output, metadata={"card": json.dumps(card)})
+    output.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card["reads"]
+
+
+def _cached(target: Target, pairs: Pairs, recipe: HeadConfig, cache: Path) -> TowerFeatures:
+    content = hashlib.sha256(repr((target.name, target.size, recipe.views, list(pairs.captions))).encode())
+    content.update(pairs.pictures.numpy().tobytes())
+    return tower_features(target, pairs, recipe.views, cache / f"towers-{content.hexdigest()[:16]}.safetensors")
+
+
+@torch.no_grad()
+def calibrate(target: Target, pairs: Pairs) -> float:
+    """Set the temperature under which a target's beliefs about held-out pairs are likeliest; returns its inverse.
+
+    Args:
+        target: Its ``logit_scale`` changes.
+        pairs: Pictures that it has not seen, equally many captions each.
+    """
+    image = target.encode_images(pairs.pictures)
+    text = [target.encode_text([row[c] for row in pairs.captions]) for c in range(len(pairs.captions[0]))]
+    none = torch.zeros(len(image), len(image), dtype=torch.bool)
+    scales = torch.linspace(5, 50, 91)
+    surprise = [sum(contrastive(image, t, none, scale.log()) for t in text) for scale in scales]
+    best = scales[torch.stack(surprise).argmin()]
+    target.model.logit_scale.copy_(best.log())
+    return float(best)
+
+
+if __name__ == "__main__":
+    name, output, root = sys.argv[1:]
+    for figure, by in make_reader(Path(output), name, root, Path("build/cache")).items():
+        print(f"{figure:26}" + "".join(f"{version:>12} {100 * value:5.1f}" for version, value in by.items()))

@@ -52,9 +52,7 @@ class PSIC(AnySize):
         self.coder = EntropyCoder(backbone, anatomy.factor, anatomy.cell)
         self.coder.checked_quality(None, config.quality)
         self.backbone = backbone.train()
-        self.g_s = ConditionalSynthesis(
-            stages, channels, config.dim, config.hidden, config.residual, config.injections, config.ladder
-        )
+        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual, config.ladder)
 
     @classmethod
     def build(cls, config: CodecConfig | None = None, secret: bytes | None = None) -> "PSIC":

@@ -3,9 +3,10 @@
 import math
 import os
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,6 @@ Schedule = Literal["alternate", "sessions", "mixed"]
 Stage = Literal["plain", "one", "two"]
 Objective = Literal["uaeo", "literal", "random_target", "naive", "authors"]
 Precision = Literal["auto", "bfloat16", "float32"]
-Preset = Literal["none", "paper", "decl", "authors"]
 
 
 def repo_dir() -> Path:
@@ -83,10 +83,14 @@ class CodecConfig:
     hidden: int = 64  # width of each trigger's MLP
     residual: int = 32  # channels of the last trigger's residual block, doubled at each earlier one; 0: none
     ladder: int = 0  # channels of the generator's state beside the picture, see `triggers.Rung`; 0: separate blocks
-    injections: int | None = None  # stages that get a trigger, from y_hat on; None: every stage (Eq. 4), 1: y_hat alone
     budget: float | None = None  # most that a photo may be changed, see `shield.energy`; None: as the triggers will
     reading_side: int = 160  # R: a larger photo gets the triggers that its copy of this shorter side would get
     anchored: bool = True  # the key's trigger is zero: the full version *is* the plain codec (see README)
+
+    @classmethod
+    def stored(cls, fields: Mapping[str, Any]) -> "CodecConfig":
+        """A checkpoint's configuration; fields that former versions had are passed over."""
+        return cls(**{k: v for k, v in fields.items() if k in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,11 @@ class TrainConfig:
     grid: float = 0.0  # weight of `objectives.grid_mse` as a share of the budget, after the first quarter of the steps
     trains: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on
-    fidelity: float = 0.0  # weight of 1 - cos(f(x_hat_f), f(x)): keeps the full version's meaning
     schedule: Schedule = "alternate"  # whose turn a step is: one each, by half epochs (the paper), or both
     s: float = 0.07  # temperature of Eq. 5 and Eq. 9
     tau: float = 1.0  # the other temperature of Eq. 5
     pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size
     direction: Literal["i2t", "both"] = "i2t"  # of the cross-entropy; Eq. 9 is i2t
-    preset: Preset = "none"  # of Eq. 5's two temperatures, `evidence.PRESETS`; none: s and tau
-    row_only: bool = False  # Eq. 6 without the captions' side
-    center: bool = False  # divide each caption's evidence by its mean over the pictures (hubness), before Eq. 6
     objective: Objective = "uaeo"  # Eq. 9, or another: `attack.attack_loss` says what each is
     clip_grad: float = 1.0  # longest gradient
     precision: Precision = "auto"  # of the networks; bfloat16 where the device gains, see `schedule.autocast_dtype`
@@ -134,11 +134,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse what would train nothing or crash late."""
         for name, options in (
-            ("stage", ("plain", "one", "two")),
-            ("schedule", ("alternate", "sessions", "mixed")),
+            ("stage", get_args(Stage)),
+            ("schedule", get_args(Schedule)),
             ("direction", ("i2t", "both")),
             ("objective", get_args(Objective)),
-            ("preset", get_args(Preset)),
             ("trains", ("triggers", "codec")),
             ("precision", get_args(Precision)),
         ):

@@ -219,10 +219,8 @@ def _targets(
         free = torch.where(same.all(1, keepdim=True), same, ~same).float()
         return torch.multinomial(free, 1, generator=rng)[:, 0].to(text.device)
     mask = torch.zeros_like(same) if config.objective == "literal" else same
-    s, tau = evidence.PRESETS.get(config.preset, (config.s, config.tau))
-    return evidence.target_captions(
-        clean, text, mask.to(text.device), s, tau, row_only=config.row_only | (ids == BORROWED), center=config.center
-    )
+    borrowed = (ids == BORROWED).to(text.device)
+    return evidence.target_captions(clean, text, mask.to(text.device), config.s, config.tau, borrowed)
 
 
 def wrong_conditions(n: int, dim: int, rng: torch.Generator) -> Float[Tensor, "n dim"]:

@@ -49,42 +49,25 @@ class CLTG(nn.Module):
         self.w_d.bias.copy_(-functional.linear(self.mlp(key), self.w_d.weight))
 
 
-class Injection(nn.Module):
-    """Where a condition enters the decoder: ``h + shift(beta) + gate(beta) * block(h)``.
+State = Float[Tensor, "batch w height width"]
 
-    ``shift`` is the paper's additive trigger (Eq. 4). A constant alone is a weak attack: behind a plain decoder
-    it becomes one texture, the same in every photo. The small residual block reads the photo's own features,
-    and the condition opens it, channel by channel. Both come from one CLTG.
 
-    Args:
-        dim: Length of the condition vector.
-        channels: Channels C of the features.
-        hidden: Width of the CLTG's MLP.
-        width: Channels inside the block; 0 leaves the block out (the paper's CLTG).
-    """
+class Additive(nn.Module):
+    """The paper's trigger: ``h + T(beta)``, one constant a channel (Eq. 4)."""
 
-    def __init__(self, dim: int, channels: int, hidden: int, width: int) -> None:
+    def __init__(self, dim: int, channels: int, hidden: int) -> None:
         super().__init__()
-        self.cltg = CLTG(dim, 2 * channels if width else channels, hidden)
-        layers = (
-            (nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
-             nn.Conv2d(width, channels, 1))
-            if width else ()
-        )  # fmt: skip
-        self.block = nn.Sequential(*layers)
+        self.cltg = CLTG(dim, channels, hidden)
 
     def forward(
         self,
         h: Float[Tensor, "batch c height width"],
         beta: Float[Tensor, "batch dim"],
         key: Float[Tensor, " dim"] | None = None,
-    ) -> Float[Tensor, "batch c height width"]:
-        """Features under a condition; ``key`` as in `CLTG.forward`."""
-        trigger = self.cltg(beta, key)
-        if not len(self.block):
-            return h + trigger
-        shift, gate = trigger.chunk(2, dim=1)
-        return h + shift + gate * self.block(h)
+        state: State | None = None,
+    ) -> tuple[Float[Tensor, "batch c height width"], None]:
+        """Features under a condition; ``key`` as in `CLTG.forward`. There is no state."""
+        return h + self.cltg(beta, key), None
 
 
 class Rung(nn.Module):
@@ -92,7 +75,7 @@ class Rung(nn.Module):
 
     ``h + gate(beta) * write(u)``, with ``u`` a small network's reading of ``h``, of the state of the rung below and of
     the mean over the whole picture. The condition opens the gates, channel by channel; ``u`` does not depend on it.
-    `Injection` sees a few pixels of one stage; a ladder sees the picture, and its rungs agree. Nothing is added that is
+    A ladder sees the picture, and its rungs agree. Nothing is added that is
     the same everywhere: behind a decoder that enlarges step by step a constant becomes a grid, which eyes find.
 
     Args:
@@ -147,15 +130,9 @@ class ConditionalSynthesis(nn.Module):
         channels: Channels before each stage; the first is that of y_hat.
         dim: Length of the condition vector.
         hidden: Width of the triggers' MLPs.
-        residual: Channels inside the residual block of the last injection but one. Each earlier one, on a quarter
-            of the pixels, has twice as many, up to its features' own. The last, on the most pixels, has no block:
-            it would cost more time than all others together. 0 leaves all blocks out.
-        injections: How many stages, from y_hat on, get a trigger; ``None``: all.
+        residual: Of `Injection`s, where ``ladder`` is 0; with 0 too, the triggers are `Additive`.
         ladder: Channels of the state beside the picture, doubled at each earlier stage up to its features' own: a
-            `Rung` before each stage and one behind the last. 0: `Injection`s.
-
-    Raises:
-        ValueError: Fewer injections than 1, or more than stages.
+            `Rung` before each stage and one behind the last.
     """
 
     def __init__(
@@ -165,20 +142,16 @@ class ConditionalSynthesis(nn.Module):
         dim: int,
         hidden: int = 64,
         residual: int = 0,
-        injections: int | None = None,
         ladder: int = 0,
     ) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages)
-        if injections is not None and not 1 <= injections <= len(stages):
-            raise ValueError(f"injections {injections}: this decoder has {len(stages)} stages; give 1 to {len(stages)}")
-        self.channels = tuple(channels)
+        self.stages, self.channels = nn.ModuleList(stages), tuple(channels)
         if ladder:
             self.triggers = _ladder((*channels, 3), dim, hidden, ladder)
-            return
-        widths = [*reversed([min(c, residual * 2**i) for i, c in enumerate(channels[-2::-1])]), 0]
-        places = list(zip(channels, widths, strict=True))[:injections]
-        self.triggers = nn.ModuleList(Injection(dim, c, hidden, w) for c, w in places)
+        elif residual:
+            self.triggers = _injections(channels, dim, hidden, residual)
+        else:
+            self.triggers = nn.ModuleList(Additive(dim, c, hidden) for c in channels)
 
     def forward(
         self,
@@ -189,10 +162,7 @@ class ConditionalSynthesis(nn.Module):
         """Decode latents under a condition. Not clamped: training needs the gradient outside [0, 1]."""
         x, state = y_hat, None
         for trigger, stage in zip_longest(self.triggers, self.stages):
-            if isinstance(trigger, Rung):
-                x, state = trigger(x, beta, key, state)
-            elif trigger is not None:
-                x = trigger(x, beta, key)
+            x, state = trigger(x, beta, key, state)
             x = stage(x) if stage is not None else x
         return x
 
@@ -209,3 +179,51 @@ def _ladder(channels: Sequence[int], dim: int, hidden: int, ladder: int) -> nn.M
     depths = [1 if i == 0 or i >= len(channels) - 2 else 2 for i in range(len(channels))]
     parts = zip(channels, widths, [0, *widths], depths, strict=False)
     return nn.ModuleList(Rung(dim, c, hidden, width, below, depth) for c, width, below, depth in parts)
+
+
+# --- of the models shipped first -------------------------------------------------------------------------
+
+
+class Injection(nn.Module):
+    """Of the models shipped first, and to go with them: ``h + shift(beta) + gate(beta) * block(h)``.
+
+    ``shift`` is the paper's additive trigger (Eq. 4). A constant alone is a weak attack: behind a plain decoder
+    it becomes one texture, the same in every photo. The small residual block reads the photo's own features,
+    and the condition opens it, channel by channel. Both come from one CLTG.
+
+    Args:
+        dim: Length of the condition vector.
+        channels: Channels C of the features.
+        hidden: Width of the CLTG's MLP.
+        width: Channels inside the block; 0 leaves it out.
+    """
+
+    def __init__(self, dim: int, channels: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.cltg = CLTG(dim, 2 * channels if width else channels, hidden)
+        layers = (
+            (nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+             nn.Conv2d(width, channels, 1))
+            if width else ()
+        )  # fmt: skip
+        self.block = nn.Sequential(*layers)
+
+    def forward(
+        self,
+        h: Float[Tensor, "batch c height width"],
+        beta: Float[Tensor, "batch dim"],
+        key: Float[Tensor, " dim"] | None = None,
+        state: State | None = None,
+    ) -> tuple[Float[Tensor, "batch c height width"], None]:
+        """As `Additive.forward`."""
+        trigger = self.cltg(beta, key)
+        if not len(self.block):
+            return h + trigger, None
+        shift, gate = trigger.chunk(2, dim=1)
+        return h + shift + gate * self.block(h), None
+
+
+def _injections(channels: Sequence[int], dim: int, hidden: int, residual: int) -> nn.ModuleList:
+    """Blocks of ``residual`` channels before the last stage but one, doubled at each earlier one; the last has none."""
+    widths = [*reversed([min(c, residual * 2**i) for i, c in enumerate(channels[-2::-1])]), 0]
+    return nn.ModuleList(Injection(dim, c, hidden, w) for c, w in zip(channels, widths, strict=True))

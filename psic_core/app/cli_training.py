@@ -93,10 +93,9 @@ class Publish:
     quality: int  # number of the rate
     output: Folder  # folder
     strength: float = 1.0  # scales the triggers; 1: as trained
-    label: str = ""  # for its name: psic-LABEL-qN
 
     def run(self) -> None:
         """Write it."""
         from psic_core.training.phase import publish
 
-        print(publish(self.checkpoint, self.quality, self.output, self.strength, self.label))
+        print(publish(self.checkpoint, self.quality, self.output, self.strength))

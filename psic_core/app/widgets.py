@@ -1,7 +1,7 @@
 """Switching the modes by hand: what notebook 05 shows, and the controls that choose it.
 
-`Lab` and `Gallery` make pictures, each once; ``render_*`` turn settings into pictures and figures; the controls of a
-`Panel` call them. Setting a control's ``.value`` in plain Python does what a hand in Jupyter does.
+`Lab` makes pictures, each once; ``render_*`` turn settings into a `View`; the controls of a `Panel` call them. In plain
+Python setting a control's ``.value`` does what a hand in Jupyter does.
 """
 
 import html
@@ -98,73 +98,45 @@ class Lab(traitlets.HasTraits):
 
 
 class View(NamedTuple):
-    """What a setting shows: the picture, picture - full (enlarged, on grey), beliefs, and a line of text."""
+    """What a setting shows: the picture, the full version beside it, beliefs about both, and a line of text."""
 
     picture: Image.Image
-    difference: Image.Image
+    full: Image.Image
     beliefs: Figure
     says: str
 
 
 def render_mode(lab: Lab, photo: str, keyword: str, tried: str | None, prompts: Sequence[str]) -> View:
-    """The photo as the words ``tried`` decode it, beside the original; ``None`` shows the original itself."""
-    shown = {"original": lab.photos[photo]}
-    if tried is not None:
-        version, condition = lab.condition(photo, keyword, tried)
-        shown[version] = lab.picture(photo, keyword, condition)
-    return _view(lab, photo, keyword, shown, prompts)
+    """The photo as the words ``tried`` decode it; ``None`` shows the original itself."""
+    if tried is None:
+        return _view(lab, photo, keyword, "original", lab.photos[photo], prompts)
+    version, beta = lab.condition(photo, keyword, tried)
+    return _view(lab, photo, keyword, version, lab.picture(photo, keyword, beta), prompts)
 
 
 def render_between(lab: Lab, photo: str, keyword: str, t: float, prompts: Sequence[str]) -> View:
     """The photo decoded under beta = t c: protected at t = 0, full at t = 1."""
-    c = lab.model.full_condition()
-    conditions = {"full": c, "protected": None, f"β = {t:.2f} c": t * c}
-    shown = {name: lab.picture(photo, keyword, beta) for name, beta in conditions.items()}
-    return _view(lab, photo, keyword, shown, prompts)
+    shown = lab.picture(photo, keyword, t * lab.model.full_condition())
+    return _view(lab, photo, keyword, f"β = {t:.2f} c", shown, prompts)
 
 
-def _view(lab: Lab, photo: str, keyword: str, shown: Mapping[str, Image.Image], prompts: Sequence[str]) -> View:
-    """The last picture, and what is believed of all."""
-    believed = {name: lab.believed(image, prompts) for name, image in shown.items()}
-    name, picture = list(shown.items())[-1]
+def _view(lab: Lab, photo: str, keyword: str, name: str, picture: Image.Image, prompts: Sequence[str]) -> View:
+    """A picture beside the full version, and what is believed of both and of the original."""
+    full, original = lab.picture(photo, keyword, lab.model.full_condition()), lab.photos[photo]
+    shown = {"original": original, "full": full, name: picture}
+    believed = {version: lab.believed(image, prompts) for version, image in shown.items()}
     best = int(believed[name].argmax())
     says = f"{photo}, {name}: read as “{prompts[best]}”, {100 * float(believed[name][best]):.0f} %"
-    if picture is not lab.photos[photo]:
-        says += f"; {psnr(to_tensor(picture), to_tensor(lab.photos[photo])):.2f} dB against the original"
-    full = lab.picture(photo, keyword, lab.model.full_condition())
-    return View(picture, figures.amplified_difference(picture, full), figures.reading(believed, prompts), says)
+    if picture is not original:
+        says += f"; {psnr(to_tensor(picture), to_tensor(original)):.2f} dB against the original"
+    return View(picture, full, figures.beliefs(believed, prompts, top=len(prompts)), says)
 
 
-class Gallery:
-    """A small gallery to search with words; ``captions`` names its pictures in the lab, ``keyword`` seals them."""
-
-    def __init__(self, lab: Lab, captions: Mapping[str, str], keyword: str) -> None:
-        self.lab, self.captions, c = lab, dict(captions), lab.model.full_condition()
-        self.full = {name: lab.picture(name, keyword, c) for name in captions}
-        self.protected = {name: lab.picture(name, keyword, None) for name in captions}
-
-    def shelves(self, wanted: str) -> dict[str, dict[str, Image.Image]]:
-        """The gallery full, all protected, and with just the searched picture protected."""
-        alone = {**self.full, wanted: self.protected[wanted]}
-        return {"full": self.full, "all protected": self.protected, "one protected": alone}
-
-    def answers(self, query: str, pictures: Mapping[str, Image.Image]) -> list[str]:
-        """Names of the pictures, the best answer to the query first."""
-        if not query.strip():
-            raise InputError("Type what to search for.")
-        features = torch.cat([self.lab.features(image) for image in pictures.values()])
-        scores = features @ self.lab.words([query])[0]
-        return [list(pictures)[i] for i in scores.argsort(descending=True).tolist()]
-
-    def ranks(self, query: str, wanted: str) -> dict[str, int]:
-        """Place of the searched picture on each shelf, from 1."""
-        return {shelf: self.answers(query, p).index(wanted) + 1 for shelf, p in self.shelves(wanted).items()}
-
-    def render(self, query: str, wanted: str, top: int = 6) -> Figure:
-        """The best answers of each shelf, the searched picture framed."""
-        shelves = self.shelves(wanted)
-        rows = {s: [(name, p[name]) for name in self.answers(query, p)[:top]] for s, p in shelves.items()}
-        return figures.answers(rows, wanted)
+def wiped(left: Image.Image, right: Image.Image, share: float) -> Image.Image:
+    """One picture over another of its size, up to a share of the width."""
+    both = right.copy()
+    both.paste(left.crop((0, 0, round(share * left.width), left.height)))
+    return both
 
 
 def prompt_list(text: str) -> list[str]:
@@ -187,20 +159,33 @@ def read_upload(content: bytes | memoryview, name: str) -> Image.Image:
 
 
 class Panel(VBox):
-    """Controls above what they choose; an `InputError` becomes a sentence, every other exception goes its way."""
+    """Controls; below them the full version, a wipe from it to what the controls choose, and beliefs.
 
-    def __init__(self, rows: Sequence[Sequence[Any]], shown: Sequence[Picture]) -> None:
-        self.says, self._busy = HTML(), False
-        *above, self.stage = (HBox(tuple(row), layout=Layout(flex_flow="row wrap")) for row in [*rows, shown])
-        super().__init__([*above, self.says, self.stage])
-        for control in (c for row in rows for c in row):
+    An `InputError` becomes a sentence, every other exception goes its way. Subclasses add controls and ``_render``.
+    """
+
+    def __init__(self, lab: Lab, prompts: str, *more: Any) -> None:
+        self.lab, self.says, self._busy = lab, HTML(), False
+        self.photo = Dropdown(options=tuple(lab.photos), description="photo")
+        self.prompts = Textarea(prompts, description="prompts", rows=5, continuous_update=False)
+        self.wipe = FloatSlider(0.5, min=0, max=1, step=0.05, description="wipe", continuous_update=False)
+        controls = (self.photo, *more, self.wipe, self.prompts)
+        pictures = [Picture(layout=Layout(width="320px", margin="0 8px 8px 0")) for _ in range(2)]
+        rows = ([*pictures, Picture(layout=Layout(max_width="480px"))], controls)
+        self.stage, above = (HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows)
+        super().__init__([above, self.says, self.stage])
+        for control in controls:
             control.observe(self._changed, "value")
+        traitlets.dlink((lab, "photos"), (self.photo, "options"), tuple)
         self._redraw()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: run the notebook to use it>"  # what a stored page shows
 
     def _sync(self, control: Any) -> None: ...  # brings the others in line with the one that has changed
+
+    def _render(self, prompts: Sequence[str]) -> View:
+        raise NotImplementedError
 
     def _changed(self, change: Any) -> None:
         if self._busy:  # `_sync` itself sets controls
@@ -211,34 +196,20 @@ class Panel(VBox):
             self._redraw()
         except InputError as error:
             self.says.value = f'<b style="color: #b2182b">{html.escape(str(error))}</b>'
-            self.stage.layout.display = "none"  # nothing that no longer fits the controls
+            self.stage.layout.visibility = "hidden"  # nothing that no longer fits the controls; the page stays still
         finally:
             self._busy = False
 
     def _redraw(self) -> None:
-        pictures, says = self._draw()
-        for widget, picture in zip(self.stage.children, pictures, strict=True):
+        view = self._render(prompt_list(self.prompts.value))
+        shown = (view.full, wiped(view.full, view.picture, self.wipe.value), view.beliefs)
+        for widget, picture in zip(self.stage.children, shown, strict=True):
             widget.value = figures.png(picture)
-        self.stage.layout.display, self.says.value = None, html.escape(says)
+        self.stage.layout.visibility = None
+        self.says.value = html.escape(f"{view.says}. Left: the full version; right of the wipe: this one.")
 
 
-class PhotoPanel(Panel):
-    """A photo of the lab, prompts, and a `View` of them; subclasses add controls."""
-
-    def __init__(self, lab: Lab, prompts: str, render: Callable[[Sequence[str]], View], *rows: Sequence[Any]) -> None:
-        self.lab, self._render = lab, render
-        self.photo = Dropdown(options=tuple(lab.photos), description="photo")
-        self.prompts = Textarea(prompts, description="prompts", rows=5, continuous_update=False)
-        shown = [Picture(layout=Layout(width="320px", margin="0 8px 8px 0")) for _ in range(2)]
-        super().__init__([[self.photo, *rows[0]], *rows[1:], [self.prompts]], [*shown, Picture()])
-        traitlets.dlink((lab, "photos"), (self.photo, "options"), tuple)
-
-    def _draw(self) -> tuple[Sequence[Image.Image | Figure], str]:
-        *pictures, says = self._render(prompt_list(self.prompts.value))
-        return pictures, f"{says}. Right: this picture − the full one, × 8."
-
-
-class ModeSwitch(PhotoPanel):
+class ModeSwitch(Panel):
     """The modes by hand: a version types its keyword, and a keyword shows its version."""
 
     def __init__(self, lab: Lab, keyword: str, wrong: str, prompts: str) -> None:
@@ -247,7 +218,7 @@ class ModeSwitch(PhotoPanel):
         self.tried = Text("", description="you type", placeholder="no keyword", continuous_update=False)
         self.version = ToggleButtons(options=MODES, value="protected", description="version")
         self.wrong = wrong
-        super().__init__(lab, prompts, self._mode, [self.upload], [self.sealed, self.tried], [self.version])
+        super().__init__(lab, prompts, self.upload, self.sealed, self.tried, self.version)
 
     def _sync(self, control: Any) -> None:
         if control is self.upload and self.upload.value:
@@ -260,38 +231,18 @@ class ModeSwitch(PhotoPanel):
         if control is self.tried or self.version.value != "original":
             self.version.value, _ = self.lab.condition(self.photo.value, sealed, self.tried.value)
 
-    def _mode(self, prompts: Sequence[str]) -> View:
+    def _render(self, prompts: Sequence[str]) -> View:
         tried = None if self.version.value == "original" else self.tried.value
         return render_mode(self.lab, self.photo.value, self.sealed.value, tried, prompts)
 
 
-class BetaSlider(PhotoPanel):
+class BetaSlider(Panel):
     """From the protected condition to the full one: beta = t c."""
 
     def __init__(self, lab: Lab, keyword: str, prompts: str) -> None:
+        self.keyword = keyword
         self.t = FloatSlider(0.5, min=0, max=1, step=0.1, description="t = β / c", continuous_update=False)
-        super().__init__(
-            lab, prompts, lambda p: render_between(lab, self.photo.value, keyword, self.t.value, p), [self.t]
-        )
+        super().__init__(lab, prompts, self.t)
 
-
-class SearchBox(Panel):
-    """Words in, pictures out. A query follows the full gallery's first answer; a chosen picture types its caption."""
-
-    def __init__(self, gallery: Gallery, wanted: str) -> None:
-        self.gallery = gallery
-        self.wanted = Dropdown(options=tuple(gallery.captions), value=wanted, description="picture")
-        self.query = Text(gallery.captions[wanted], description="search", continuous_update=False)
-        super().__init__([[self.wanted, self.query]], [Picture(layout=Layout(max_width="100%"))])
-
-    def _sync(self, control: Any) -> None:
-        if control is self.wanted:
-            self.query.value = self.gallery.captions[self.wanted.value]
-        elif control is self.query:
-            self.wanted.value = self.gallery.answers(self.query.value, self.gallery.full)[0]
-
-    def _draw(self) -> tuple[Sequence[Image.Image | Figure], str]:
-        query, wanted = self.query.value, self.wanted.value
-        places = ", ".join(f"{shelf}: {rank}" for shelf, rank in self.gallery.ranks(query, wanted).items())
-        says = f"“{wanted}”: place among {len(self.gallery.captions)} pictures. {places}"
-        return [self.gallery.render(query, wanted)], says
+    def _render(self, prompts: Sequence[str]) -> View:
+        return render_between(self.lab, self.photo.value, self.keyword, self.t.value, prompts)

@@ -20,7 +20,6 @@ from psic_core.datasets.folders import (
     Flickr8k,
     Folder,
     ImageNetFolder,
-    labelled,
     read_rows,
 )
 from psic_core.datasets.scenes import Scenes
@@ -61,7 +60,7 @@ def eval_set(
             (its test split; ``-dev`` and ``-all``: 1,000 and 8,091 pictures), ``celeba`` (the figures that are
             reported take the first 1,000), ``imagenet``, ``coco`` (380 captioned photos) and ``kodak``. The last three
             are any folder, given as ``root``: ``photos``, of which nothing is known; ``captioned`` (see
-            `CaptionedFolder`); ``classes`` (see `labelled`).
+            `CaptionedFolder`); ``classes``, listed or in a folder each (see `ImageNetFolder`, `ClassFolders`).
         root: The data root, or that folder.
         limit: At most so many pictures, the first ones.
         side: Shorter side in pixels that whole pictures are scaled to; 0 leaves them as they are. ``None`` is each
@@ -107,7 +106,8 @@ def _real(name: str, base: Path, limit: int | None, size: int | None, classes: S
     if name == "imagenet":
         return _classes(name, ImageNetFolder(base / "imagenet_sample", size), limit)
     if name == "classes":
-        return _classes(name, labelled(base, size), limit)
+        listed = (base / "classes.csv").is_file()
+        return _classes(name, (ImageNetFolder if listed else ClassFolders)(base, size), limit)
     if name == "captioned":
         return _captions(name, CaptionedFolder(base, size), limit)
     split = name.partition("-")[2] or "test"

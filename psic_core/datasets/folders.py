@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -48,36 +47,6 @@ class Folder(Dataset):
         return to_tensor(square(image, self.size) if self.size else image)[0]
 
 
-class Flickr8k(Folder):
-    """Flickr8k (Hodosh et al. 2013): five captions a picture, official splits.
-
-    Layout: ``Images/``, ``captions.txt`` (``image,caption`` with a header line),
-    ``splits/Flickr_8k.{train,dev,test}Images.txt``.
-
-    Args:
-        root: The folder that holds them.
-        split: ``train`` (6,000), ``dev`` (1,000), ``test`` (1,000) or ``all`` (8,091).
-        size: As in `Folder`.
-    """
-
-    def __init__(self, root: str | Path, split: Split = "train", size: int | None = None) -> None:
-        super().__init__(Path(root) / "Images", size)
-        captions = read_captions(Path(root) / "captions.txt")
-        names = sorted(captions) if split == "all" else self._split(Path(root), split)
-        missing = [n for n in names if n not in captions]
-        if missing:
-            raise ValueError(f"{missing[0]!r} is in the {split} split but has no line in captions.txt")
-        self.files = _on_disk([self.root / n for n in names], "captions.txt")
-        self.captions: tuple[tuple[str, ...], ...] = tuple(captions[n] for n in names)
-
-    @staticmethod
-    def _split(root: Path, split: str) -> list[str]:
-        path = root / "splits" / f"Flickr_8k.{split}Images.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"no {path}; splits are train, dev, test, all (asked for {split!r})")
-        return path.read_text().split()
-
-
 class CaptionedFolder(Folder):
     """Any pictures with captions: a folder with a ``captions.csv`` or ``captions.txt``, the first that is there.
 
@@ -106,6 +75,33 @@ class CaptionedFolder(Folder):
         base = next((place for place in places if (place / first).is_file()), self.root)
         self.files = _on_disk([base / name for name in captions], path.name)
         self.captions: tuple[tuple[str, ...], ...] = tuple(captions.values())
+
+
+class Flickr8k(CaptionedFolder):
+    """Flickr8k (Hodosh et al. 2013): five captions a picture, official splits.
+
+    Layout: ``Images/``, ``captions.txt`` (``image,caption`` with a header line),
+    ``splits/Flickr_8k.{train,dev,test}Images.txt``.
+
+    Args:
+        root: The folder that holds them.
+        split: ``train`` (6,000), ``dev`` (1,000), ``test`` (1,000) or ``all`` (8,091).
+        size: As in `Folder`.
+    """
+
+    def __init__(self, root: str | Path, split: Split = "train", size: int | None = None) -> None:
+        super().__init__(root, size)
+        known = {path.name: (path, captions) for path, captions in zip(self.files, self.captions, strict=True)}
+        names = sorted(known)
+        if split != "all":
+            path = self.root / "splits" / f"Flickr_8k.{split}Images.txt"
+            if not path.is_file():
+                raise FileNotFoundError(f"no {path}; splits are train, dev, test, all (asked for {split!r})")
+            names = path.read_text().split()
+        if missing := [n for n in names if n not in known]:
+            raise ValueError(f"{missing[0]!r} is in the {split} split but has no line in captions.txt")
+        self.files = [known[n][0] for n in names]
+        self.captions = tuple(known[n][1] for n in names)
 
 
 @lru_cache(maxsize=4)
@@ -217,31 +213,11 @@ def in_memory(dataset: Dataset) -> torch.ByteTensor:
     return torch.stack([(p * 255).round().to(torch.uint8) for p in pictures])
 
 
-SYNSET = re.compile(r"n\d{8}")
-
-
-def labelled(root: str | Path, size: int | None = None) -> "ImageNetFolder | ClassFolders":
-    """Pictures with their classes, in either layout: listed in ``classes.csv``, or in a folder for each class.
-
-    Args:
-        root: The folder.
-        size: As in `Folder`.
-
-    Raises:
-        FileNotFoundError: No folder, or no pictures.
-        ValueError: Neither layout; what was looked for is said.
-    """
-    listing = Path(root) / "classes.csv"
-    if listing.is_file() and "file" in read_rows(listing, "class_name")[0]:
-        return ImageNetFolder(root, size)
-    return ClassFolders(root, size)
-
-
 class ClassFolders(Folder):
-    """Pictures as ``class/picture``; classes in the order of their folders' names.
+    """Pictures as ``class/picture``; a folder's name, underscores read as spaces, is its class.
 
-    The first pictures of all classes come first, then the second ones, so that a limit takes some of every class.
-    Classes of one name are one class, as in `ImageNetFolder`. For the names see `class_names`.
+    Where the folders are all 1,000 synsets of ImageNet, the names are CLIP's own (Radford et al. 2021). The first
+    pictures of all classes come first, then the second ones, so that a limit takes some of every class.
 
     Args:
         root: The folder of the classes' folders.
@@ -249,7 +225,7 @@ class ClassFolders(Folder):
 
     Raises:
         FileNotFoundError: No such folder, or no pictures in it.
-        ValueError: A picture lies elsewhere, there is one class only, or a class has no name.
+        ValueError: A picture lies elsewhere, there is one class only, or some synsets have no names.
     """
 
     def __init__(self, root: str | Path, size: int | None = None) -> None:
@@ -262,39 +238,16 @@ class ClassFolders(Folder):
                 f"no classes in {str(root)!r}: looked for classes.csv with the columns index,class_name,file, and for "
                 f"pictures in two or more folders, one for each class; {found}"
             )
-        names = dict(zip(folders, class_names(self.root, folders), strict=True))
-        self.classes: tuple[str, ...] = tuple(dict.fromkeys(names.values()))
+        named = [f.replace("_", " ") for f in folders]
+        if synsets := [f for f in folders if re.fullmatch(r"n\d{8}", f)]:
+            if (len(synsets), synsets[0], synsets[-1]) != (1000, "n01440764", "n15075141"):  # ILSVRC 2012's
+                raise ValueError(
+                    f"{synsets[0]!r} is a synset, no name: list the pictures in {str(root)!r}/classes.csv with the "
+                    "columns index,class_name,file"
+                )
+            named = list(IMAGENET_CLASSNAMES)
+        names = dict(zip(folders, named, strict=True))
+        self.classes: tuple[str, ...] = tuple(dict.fromkeys(named))
         turn = {path: n for _, own in groupby(self.files, lambda p: p.parent) for n, path in enumerate(own)}
         self.files = sorted(self.files, key=lambda path: (turn[path], path))
         self.labels = torch.tensor([self.classes.index(names[p.parent.name]) for p in self.files])
-
-
-def class_names(root: Path, folders: Sequence[str]) -> list[str]:
-    """What the classes of some folders are called in a prompt.
-
-    ``classes.csv`` in ``root`` says it (``synset,class_name``). Without one, a folder's name is the class's,
-    underscores read as spaces; where the folders are all 1,000 synsets of ImageNet, the names are CLIP's own, in which
-    crane the bird is not crane the machine (Radford et al. 2021).
-
-    Args:
-        root: Folder of the list.
-        folders: Names of the classes' folders, sorted.
-
-    Raises:
-        ValueError: The list has no line for a folder, or a folder is named by its synset and there is no list.
-    """
-    path = root / "classes.csv"
-    if path.is_file():
-        known = {row["synset"]: row["class_name"] for row in read_rows(path, "synset", "class_name")}
-        if unknown := [f for f in folders if f not in known]:
-            raise ValueError(f"{path} has no line for the folder {unknown[0]!r}; add its class's name")
-        return [known[f] for f in folders]
-    synsets = [f for f in folders if SYNSET.fullmatch(f)]
-    if len(synsets) == 1000 and (synsets[0], synsets[-1]) == ("n01440764", "n15075141"):  # ILSVRC 2012's
-        return list(IMAGENET_CLASSNAMES)
-    if synsets:
-        raise ValueError(
-            f"{synsets[0]!r} is a synset, no name, and no list in {str(root)!r} translates it: looked for classes.csv "
-            "with the columns synset,class_name"
-        )
-    return [f.replace("_", " ") for f in folders]

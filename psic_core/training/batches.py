@@ -196,10 +196,6 @@ class InMemory:
         index = local_rows(indices(step, len(self), self.config), self.accelerator)
         return draw(self.pairs, index, self.config, rng, self.latents, self.accelerator.device)
 
-    def clean(self, batch: Batch) -> Float[Tensor, "batch d"]:
-        """What the target makes of the batch's own pictures."""
-        return self.pairs.image_features[batch.index]
-
     def pool(self, batch: Batch) -> Pool:
         """The pairs of Eq. 5 to 8."""
         return self.pairs.pool(batch.index, self.config.pool, batch.rng)
@@ -214,8 +210,7 @@ class Streamed:
 
     Nothing of it is cached: for 3 million pairs of 256 pixels that would be 590 GB of pictures, 12 GB of features
     (ViT-B/32) and, in stage two, 295 GB of latents (192 channels, 16 bits). So the target reads every batch's clean
-    pictures and captions anew, and in stage two the encoder codes every batch. The pool of Eq. 5 to 8 is the batch
-    and, beyond it, the pairs of the latest batches, whose features are at hand and, the target being frozen, exact.
+    pictures and captions anew, and in stage two the encoder codes every batch. The pool of Eq. 5 to 8 is the batch.
 
     Args:
         shards: Where from.
@@ -233,7 +228,6 @@ class Streamed:
         self.shards, self.config, self.model, self.target = shards, config, model, target
         self.accelerator, self.loaded = accelerator, None
         self.now: Pairs | None = None
-        self.earlier: tuple[Pool, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -249,23 +243,11 @@ class Streamed:
             latents = CachedLatents(self.model, self.now, device, quarter, quiet=True)
         return draw(self.now, torch.arange(len(self.now)), self.config, rng, latents, device)
 
-    def clean(self, batch: Batch) -> Float[Tensor, "batch d"]:
-        """What the target makes of the batch's own pictures, whole."""
-        if self.now.image_features is None:
-            self.now.image_features = self.target.encode_images(self.now.pictures)
-        return self.now.image_features
-
     def pool(self, batch: Batch) -> Pool:
-        """The batch, then the latest pairs before it."""
+        """The batch's own pairs, read anew."""
         words = [caption for (caption,) in self.now.captions]
-        image, text = self.clean(batch), self.target.encode_text(words)
-        if self.earlier is not None:
-            before, more = self.earlier
-            image, text, words = torch.cat([image, before.image]), torch.cat([text, before.text]), words + more
-        pool = Pool(image, text, caption_ids(words))
-        kept = max(0, self.config.pool - len(self.now))
-        self.earlier = (Pool(*(part[:kept] for part in pool)), words[:kept]) if kept else None
-        return pool
+        image, text = self.target.encode_images(self.now.pictures), self.target.encode_text(words)
+        return Pool(image, text, caption_ids(words))
 
     def restart(self) -> None:
         """Begin a stream of its own."""

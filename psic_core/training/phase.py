@@ -16,20 +16,12 @@ from psic_core.datasets.photos import Photos, held_out
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.webdataset import Shards, read_shards
 from psic_core.models.vlp import Target, load_target
-from psic_core.training.checkpoints import (
-    copy_transforms,
-    copy_triggers,
-    load_checkpoint,
-    provenance,
-    save_checkpoint,
-    scale_triggers,
-)
+from psic_core.training.checkpoints import load_checkpoint, provenance, save_checkpoint, scale_triggers
 from psic_core.training.files import join_logs
 from psic_core.training.pairs import Pairs
 from psic_core.training.schedule import started
 from psic_core.training.trainer import Trainer
 
-STREAM_ABOVE = 2 * 10**9  # bytes of shards: what is larger is not loaded into memory unless that is asked for
 SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two as what ships was trained
 
 
@@ -40,17 +32,13 @@ class Phase:
     dataset: tuple[str, ...] = ("scenes",)  # or flickr8k, shards:PATTERN, folders; photos alone: crops
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
-    transforms: str | None = None  # checkpoint to take g_a and g_s from, where init is None: of another architecture
-    triggers: str | None = None  # checkpoint to take trained triggers from: another rate's are better than zero
     kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
     target: str = "lite-clip"  # not loaded for a plain model
     scenes: int = 2560
     pictures: int | None = None  # train on about so many, evenly spread; stage two encodes each once before it starts
     size: int = 160  # side of the pictures in pixels
     codec: CodecConfig = field(default_factory=CodecConfig)  # of random weights, and the triggers of a zoo model
-    half: bool = False  # store float16
-    stream: bool | None = None  # read one set of shards as a stream; None: where they exceed `STREAM_ABOVE`
-    readers: int = 2  # processes that read the stream, beside each training process
+    readers: int = 2  # processes that read a stream of shards, beside each training process
 
 
 def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int = 2560, size: int = 160) -> Pairs:
@@ -109,7 +97,7 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
 
 def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
     """A plain codec with fresh triggers of the sizes that ``codec`` names, which are nothing until they are trained."""
-    sizes = {k: getattr(codec, k) for k in ("dim", "hidden", "residual", "ladder", "injections", "anchored", "budget")}
+    sizes = {k: getattr(codec, k) for k in ("dim", "hidden", "residual", "ladder", "anchored", "budget")}
     fresh = PSIC.build(replace(model.config, **sizes), model.secret)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "triggers" not in k}, strict=False)
     fresh.kind, fresh.card = model.kind, model.card
@@ -127,22 +115,14 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     seed_everything(config.seed)
     accelerator = started()
     model, made_by = starting_model(phase.init, phase.codec), provenance()
-    if phase.transforms:
-        if phase.init:
-            raise ValueError(f"transforms {phase.transforms!r} are for new models; {phase.init!r} has its own")
-        copy_transforms(load_checkpoint(phase.transforms), model)
-    if phase.triggers:
-        copy_triggers(load_checkpoint(phase.triggers), model)
     if phase.kind != "plain" and config.stage != "plain":
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
     before, stream = getattr(model, "card", {}), streamed(phase)
     about = {"config": asdict(config), "kind": model.kind}
-    about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
-    about |= {"transforms": phase.transforms} if phase.transforms else {}
+    about |= {k: getattr(phase, k) for k in ("init", "pictures", "size")}
     about |= {"datasets": list(phase.dataset), "scenes": phase.scenes if "scenes" in phase.dataset else None}
     about |= {"target": phase.target if model.kind != "plain" else None}
-    about |= {"stream": True} if stream else {}
     _check_same_run(out, about)
     accelerator.wait_for_everyone()  # all have read what the first now writes
     target = load_target(phase.target) if model.kind != "plain" else None
@@ -165,32 +145,22 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     card = {"history": history, "last": rows[-1] if rows else None}
     model = model.cpu()
     if accelerator.is_main_process:
-        save_checkpoint(model, out / "model.safetensors", card, phase.half, publish_secret=True)
+        save_checkpoint(model, out / "model.safetensors", card, publish_secret=True)
     accelerator.wait_for_everyone()
     return model
 
 
 def streamed(phase: Phase) -> Shards | None:
-    """The shards that a phase streams; ``None`` where its pictures go into memory.
+    """The shards that a phase streams: one set of them alone. Others' pictures go into memory.
 
     Raises:
-        ValueError: A stream is asked for, but not of one set of shards and all of it; fewer than 0 readers.
+        ValueError: Fewer than 0 readers.
     """
-    names = phase.dataset
-    alone = len(names) == 1 and names[0].startswith("shards:")
-    if phase.stream and (not alone or phase.pictures):
-        raise ValueError(
-            f"only one set of shards, whole, can be streamed, not {', '.join(names)}"
-            + (f" thinned to {phase.pictures} pictures" if phase.pictures else "")
-            + ": give one shards:PATTERN, or --stream False"
-        )
-    if phase.stream is False or not alone or phase.pictures:
+    if len(phase.dataset) != 1 or not phase.dataset[0].startswith("shards:") or phase.pictures:
         return None
     if phase.readers < 0:
         raise ValueError(f"{phase.readers} readers cannot read: give 0 or more")
-    shards = Shards(names[0].removeprefix("shards:"), phase.size, phase.readers)
-    large = sum(Path(f).stat().st_size for f in shards.files) > STREAM_ABOVE
-    return shards if phase.stream or large else None
+    return Shards(phase.dataset[0].removeprefix("shards:"), phase.size, phase.readers)
 
 
 def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
@@ -199,7 +169,7 @@ def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
     return pairs if target is None else pairs.with_features(target, cache)
 
 
-def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0, label: str = "") -> Path:
+def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> Path:
     """Write a trained model and its log: ``psic-qN``, or ``codec-qN`` where it has no triggers yet; float16.
 
     Another architecture's name stands before the rate.
@@ -209,7 +179,6 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
         quality: The number N of the rate, 1 to 255; it goes into every file's header.
         folder: Where it goes.
         strength: Scales all triggers: below 1 the protected version comes nearer to the photo, and protects less.
-        label: Goes into the name, before the rate: ``psic-LABEL-qN``.
 
     Raises:
         ValueError: The strength is not above 0.
@@ -221,8 +190,8 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     model.config = replace(model.config, quality=quality)
     model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
     other = model.config.architecture != CodecConfig().architecture
-    label = "-".join([*[model.config.architecture] * other, *[label] * bool(label), f"q{quality}"])
-    label = f"{'psic' if model.kind == 'psic' else 'codec'}-{label}"
+    label = "psic-" if model.kind == "psic" else "codec-"
+    label += f"{model.config.architecture}-" * other + f"q{quality}"
     path = folder / f"{label}.safetensors"
     save_checkpoint(model, path, model.card, half=True, publish_secret=True)
     own = Path(checkpoint).parent
@@ -235,7 +204,7 @@ def _portable(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A card's history, fit to travel: runs keep their names, not the folders of the machine that made them."""
     phases = [dict(p) for p in history]
     for phase in phases:
-        phase |= {k: "/".join(Path(phase[k]).parts[-2:]) for k in ("init", "triggers") if phase.get(k)}
+        phase |= {k: "/".join(Path(phase[k]).parts[-2:]) for k in ("init",) if phase.get(k)}
     return phases
 
 

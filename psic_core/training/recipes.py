@@ -17,26 +17,11 @@ class Recipe:
     about: str
     phases: Mapping[str, TrainConfig]  # by name; the rate sets lmbda
     first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
-    triggers: str | None = None  # what stage two takes its triggers from
-    pictures: int | None = None  # of stage two
     shared: tuple[str, ...] = ()  # phases that all rates have in common: they run once, at the third rate
 
 
 _OURS = ("flickr8k", "scenes")
 _WIDE = CodecConfig(n=128, m=192)  # CompressAI's own width at these rates
-
-
-def _other(architecture: str) -> Recipe:
-    """Another entropy model for the shipped transforms and triggers."""
-    return Recipe(
-        f"{architecture} with the transforms and the triggers of psic-qN, on a CPU: half an hour",
-        {
-            "plain": TrainConfig(steps=400, learning_rate=5e-4),
-            "two": TrainConfig("two", 300, 12, 160, learning_rate=7e-4, gamma=56, pool=32, **SHIELD),
-        },
-        Phase(_OURS, codec=CodecConfig(architecture=architecture), transforms="psic-q{quality}"),
-        "psic-q{quality}", 960,
-    )  # fmt: skip
 
 
 _GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, **SHIELD)
@@ -62,39 +47,13 @@ RECIPES = {
         Phase((*_OURS, "photos"), init="codec-q{quality}", target="lite-clip+lite1-clip",
               codec=replace(_WIDE, ladder=24, budget=8.0)),
     ),
-    "cpu-hop": Recipe(
-        "from the shipped psic-q2 to another rate, on a CPU: three quarters of an hour on one core",
-        {
-            "plain": TrainConfig(steps=1800, learning_rate=5e-4),
-            "two": TrainConfig("two", 900, 12, 160, learning_rate=7e-4, gamma=56, pool=32, **SHIELD),
-        },
-        Phase(_OURS, init="psic-q2"), "psic-q2", 2880,
-    ),
     "cpu-lite": Recipe(
         "from random weights, on a CPU: two to three hours on two cores",
         {
             "plain": TrainConfig(steps=10_000),
             "two": TrainConfig("two", 2600, 12, 160, learning_rate=1e-3, gamma=60, pool=32, **SHIELD),
         },
-        Phase(_OURS), None, 2880,
-    ),
-    "other-mean": _other("mbt2018-mean"),
-    "other-context": _other("mbt2018"),
-    "gpu": Recipe(
-        "cpu-lite for a GPU: larger batches, more steps, the target in bfloat16",
-        {
-            "plain": TrainConfig(steps=60_000, batch_size=16, crop=128, learning_rate=5e-4),
-            "two": _GPU_TWO,
-        },
         Phase(_OURS),
-    ),
-    "scratch": Recipe(
-        "PSIC from random weights at once, stage one with attack and then stage two; for a GPU",
-        {
-            "one": TrainConfig("one", 60_000, 16, 128, learning_rate=5e-4, gamma=30, **SHIELD),
-            "two": _GPU_TWO,
-        },
-        Phase(_OURS, kind="psic"),
     ),
     "zoo": Recipe(
         "stage two alone, on CompressAI's pretrained hyperprior (network, once); for a GPU",
@@ -137,16 +96,11 @@ def phases(
         raise ValueError(f"quality {quality} has no lambda; the rates are {', '.join(map(str, RATES))}")
     recipe, found = RECIPES[name], []
 
-    def named(checkpoint: str | None) -> str | None:
-        return checkpoint and checkpoint.format(quality=quality)
-
-    init = named(recipe.first.init)
+    init = recipe.first.init and recipe.first.init.format(quality=quality)
     for stage, config in recipe.phases.items():
         last, rate = config.stage == "two", 3 if stage in recipe.shared else quality
         phase = replace(
-            recipe.first, init=init, data_root=root, triggers=named(recipe.triggers) if last else None,
-            transforms=None if init else named(recipe.first.transforms),
-            kind="psic" if last else recipe.first.kind, pictures=recipe.pictures if last else None,
+            recipe.first, init=init, data_root=root, kind="psic" if last else recipe.first.kind,
             codec=replace(recipe.first.codec, quality=rate),
         )  # fmt: skip
         out = folder / (f"{name}-{stage}" if stage in recipe.shared else f"{name}-q{rate}-{stage}")

@@ -160,11 +160,7 @@ class Trainer:
             out = self.model(batch.x, self.model.full_condition() if self.attacks else None, y_hat=batch.y_hat)
         x_hat = batch.cut(out["x_hat"].float())
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], self.config.lmbda)
-        loss, row = rd.loss, {}
-        if self.config.fidelity and self.attacks:
-            drift = (1 - (self._read(x_hat) * self.source.clean(batch).to(batch.x.device)).sum(1)).mean()
-            loss, row = loss + self.config.lmbda * self.config.fidelity * drift, {"drift": drift.detach()}
-        return loss, _row(loss, rd) | row
+        return rd.loss, _row(rd.loss, rd)
 
     def loss_protected(self, batch: Batch) -> tuple[Float[Tensor, ""], LoggedRow]:
         """S1-2 and S2-2: the protected version looks like the photo and reads as its target caption."""
@@ -181,8 +177,8 @@ class Trainer:
         shown = random_platform_transform(x_hat, config.eot, batch.rng) if config.eot else x_hat
         attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng)
         if self.step % 20 == 1:  # how strong each of the two terms is where it counts
-            row["pull_uc"] = gradient_norm(config.lmbda * config.gamma * attack, x_hat)
-            row["pull_mse"] = gradient_norm(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
+            row["gradient_norm_uc"] = gradient_norm(config.lmbda * config.gamma * attack, x_hat)
+            row["gradient_norm_mse"] = gradient_norm(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
         loss = rd.loss + config.lmbda * config.gamma * attack
         if config.masking:
             seen = masked_mse(x_hat, batch.x)

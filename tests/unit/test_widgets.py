@@ -14,13 +14,12 @@ from skimage import data
 from psic_core.app import figures
 from psic_core.app.widgets import (
     BetaSlider,
-    Gallery,
     Lab,
     ModeSwitch,
     Panel,
-    SearchBox,
     prompt_list,
     render_mode,
+    wiped,
 )
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
@@ -28,7 +27,6 @@ from psic_core.models.vlp import Target
 
 KEYWORD, WRONG = "my cat is called Chelsea", "my cat is called Whiskers"
 PROMPTS = "a cat\nan astronaut\na cup of coffee"
-CAPTIONS = {"cat": "a cat", "astronaut": "a person in a space suit", "coffee": "a cup of coffee on a table"}
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +63,14 @@ def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         return Image.frombytes("L", (len(words), 1), words)
 
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "reading", written)
-        monkeypatch.setattr(Gallery, "render", lambda self, *asked: written(asked, self.ranks(*asked)))
+        monkeypatch.setattr(figures, "beliefs", lambda *facts, top: written(*facts))
 
 
 @pytest.fixture
 def switch(lab: Lab) -> ModeSwitch:
-    return ModeSwitch(lab, KEYWORD, WRONG, PROMPTS)
+    switch = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS)
+    switch.wipe.value = 0
+    return switch
 
 
 @pytest.fixture
@@ -93,9 +92,9 @@ def calls(model: PSIC, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def shown(panel: Panel, place: int = 0) -> tuple:
-    """Size and pixels of what a panel shows."""
-    assert panel.stage.layout.display is None
+def shown(panel: Panel, place: int = 1) -> tuple:
+    """Size and pixels of what a panel shows: the full version, the wiped one, the beliefs."""
+    assert panel.stage.layout.visibility is None
     with Image.open(io.BytesIO(panel.stage.children[place].value)) as image:
         return image.size, image.tobytes()
 
@@ -106,7 +105,7 @@ def pixels(image: Image.Image) -> tuple:
 
 def complaint(panel: Panel) -> str:
     """The one sentence in place of the pictures."""
-    assert panel.stage.layout.display == "none"
+    assert panel.stage.layout.visibility == "hidden"
     assert "Traceback" not in panel.says.value
     assert panel.says.value.count("<b ") == 1
     return panel.says.value
@@ -130,19 +129,28 @@ def test_the_right_words_decode_full_and_all_others_protected(lab: Lab):
     assert list(seen.values()) == ["full", "full", "protected", "wrong keyword", "wrong keyword"]
 
 
-def test_render_mode_shows_picture_difference_and_beliefs(lab: Lab, drawn: None):
+def test_render_mode_shows_both_versions_and_beliefs(lab: Lab, drawn: None):
     view = render_mode(lab, "cat", KEYWORD, "", prompt_list(PROMPTS))
-    full = lab.picture("cat", KEYWORD, lab.model.full_condition())
     assert pixels(view.picture) == decoded(lab, None)
-    assert pixels(view.difference) == pixels(figures.amplified_difference(view.picture, full))
+    assert pixels(view.full) == decoded(lab, KEYWORD)
     assert view.beliefs.axes[0].get_xlim() == (0, 1)
-    assert [t.get_text() for t in view.beliefs.axes[0].get_legend().get_texts()] == ["original", "protected"]
+    assert [t.get_text() for t in view.beliefs.axes[0].get_legend().get_texts()] == ["original", "full", "protected"]
     assert view.says.startswith("cat, protected: read as “")
     assert view.says.endswith(" dB against the original")
     original = render_mode(lab, "cat", KEYWORD, None, prompt_list(PROMPTS))
     assert original.picture is lab.photos["cat"]
     assert "dB" not in original.says
     assert plt.get_fignums() == []  # or each redraw would keep its figure
+
+
+def test_the_wipe_goes_from_one_version_to_the_other(lab: Lab, switch: ModeSwitch):
+    full, protected = (lab.model.decompress(lab.file("cat", KEYWORD), words) for words in (KEYWORD, None))
+    assert shown(switch, 0) == pixels(full)
+    for share, width in ((0, 0), (0.5, 48), (1, 96)):
+        switch.wipe.value = share
+        both = protected.copy()
+        both.paste(full.crop((0, 0, width, 64)))
+        assert shown(switch) == pixels(wiped(full, protected, share)) == pixels(both)
 
 
 def test_nothing_is_made_twice(lab: Lab, calls: Counter[str]):
@@ -182,7 +190,6 @@ def test_switching_the_version_types_its_keyword(lab: Lab, switch: ModeSwitch):
         switch.version.value = version
         assert switch.tried.value == words
         assert shown(switch) == decoded(lab, words or None)
-        assert (set(shown(switch, 1)[1]) == {128}) == (version == "full")  # grey: no difference to full
     switch.version.value = "original"
     assert shown(switch) == pixels(lab.photos["cat"])
     assert switch.tried.value == KEYWORD  # nothing was typed
@@ -207,6 +214,7 @@ def picture_file(kind: str = "PNG", size: tuple[int, int] = (200, 100), mode: st
 
 def test_an_uploaded_photo_is_taken_in_and_shown(lab: Lab, switch: ModeSwitch):
     slider = BetaSlider(lab, KEYWORD, PROMPTS)
+    slider.wipe.value = 0
     switch.version.value = "original"
     switch.upload.value = upload("my rocket.v2.png", picture_file(mode="L"))
     assert switch.photo.value == slider.photo.value == "my rocket.v2"
@@ -249,10 +257,11 @@ def test_an_unreadable_upload_is_a_sentence(switch: ModeSwitch, name: str, conte
 
 def test_the_slider_changes_what_is_shown(lab: Lab):
     slider = BetaSlider(lab, KEYWORD, PROMPTS)
+    slider.wipe.value = 0
     seen = {}
     for t in (0.0, 0.7, 0.9, 1.0):
         slider.t.value = t
-        seen[t] = (shown(slider), shown(slider, 1), slider.says.value)
+        seen[t] = (shown(slider), slider.says.value)
         assert f"β = {t:.2f} c" in slider.says.value
     assert len(set(seen.values())) == 4
     assert seen[0.0][0] == decoded(lab, None)
@@ -264,45 +273,3 @@ def test_the_slider_changes_what_is_shown(lab: Lab):
     assert shown(slider, 2) != beliefs
     slider.prompts.value = ""
     assert "here are 0" in complaint(slider)
-
-
-# --- the search -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gallery(lab: Lab) -> Gallery:
-    """Full pictures hold their captions' features, protected ones the opposite: a shield that always works."""
-    gallery = Gallery(lab, CAPTIONS, KEYWORD)
-    meant = {id(gallery.full[n]): lab.words([c]) for n, c in CAPTIONS.items()}
-    meant |= {id(gallery.protected[n]): -lab.words([c]) for n, c in CAPTIONS.items()}
-    lab.features = lambda image: meant[id(image)]
-    return gallery
-
-
-def test_protected_pictures_drop_out_of_the_answers(gallery: Gallery, drawn: None):
-    for name, caption in CAPTIONS.items():
-        assert gallery.ranks(caption, name) == {"full": 1, "all protected": 3, "one protected": 3}
-    figure = gallery.render(CAPTIONS["cat"], "cat", top=2)
-    first = [[ax.get_title() for ax in figure.axes[row : row + 2]] for row in (0, 2, 4)]
-    assert first[0][0] == "1 cat"
-    assert all("cat" not in title for row in first[1:] for title in row)
-    framed = [ax.get_title() for ax in figure.axes if all(spine.get_visible() for spine in ax.spines.values())]
-    assert framed == ["1 cat"]
-
-
-def test_the_search_box_answers(gallery: Gallery):
-    box = SearchBox(gallery, "cat")
-    assert (box.query.value, "“cat”: place among 3 pictures." in box.says.value) == (CAPTIONS["cat"], True)
-    assert "full: 1, all protected: 3, one protected: 3" in box.says.value
-    before = shown(box)
-    box.query.value = CAPTIONS["coffee"]
-    assert box.wanted.value == "coffee"  # the full gallery's first answer
-    assert shown(box) != before
-    box.wanted.value = "astronaut"
-    assert box.query.value == CAPTIONS["astronaut"]
-    assert "“astronaut”: place among 3" in box.says.value
-    for empty in ("", "   "):
-        box.query.value = empty
-        assert "Type what to search for." in complaint(box)
-    box.wanted.value = "cat"
-    assert shown(box) == before

@@ -58,7 +58,8 @@ class Evaluate(Measurement):
 
     def run(self) -> None:
         """Measure, write and print."""
-        from psic_core.lab.evaluate import evaluate, table
+        from psic_core.app.tables import rates_table, recall_table, success_table
+        from psic_core.lab.evaluate import evaluate
         from psic_core.models.vlp import load_target
 
         lines = read(self.classes).decode("utf-8").splitlines() if self.classes else []
@@ -67,7 +68,8 @@ class Evaluate(Measurement):
         targets = [load_target(name) for name in self.target]
         for data in sets:
             report = evaluate(model, plain, data, targets, self.cache)
-            self.write(report, table(report))
+            found = {data.name: {model.config.quality: report}}
+            self.write(report, "\n\n".join(table(found) for table in (success_table, rates_table, recall_table)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +78,14 @@ class Captions(Measurement):
 
     def run(self) -> None:
         """Caption, score, write and print."""
+        from psic_core.app.tables import captions_table
         from psic_core.lab.captioner import load_captioner
-        from psic_core.lab.captions import caption_report, table
+        from psic_core.lab.captions import caption_report
 
         sets, (model, plain), captioner = self.sets(), self.models(), load_captioner()
         for data in sets:
             report = caption_report(model, plain, data, captioner, self.cache)
-            self.write(report, table(report))
+            self.write(report, captions_table({model.config.quality: report}))
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,16 @@ class RateDistortion:
 
     def run(self) -> None:
         """Code, write and print."""
+        from psic_core.app.tables import rd_table
         from psic_core.datasets.eval_sets import eval_set
         from psic_core.lab.evaluate import write_json
-        from psic_core.lab.rate_distortion import rate_distortion, table
+        from psic_core.lab.rate_distortion import rate_distortion
         from psic_core.training.checkpoints import load_checkpoint
 
         pairs = {n: (load_checkpoint(n), load_checkpoint(n, plain=True)) for n in self.checkpoints}
         report = rate_distortion(pairs, eval_set(self.dataset, self.data_root, self.limit))
         write_json(report, self.json)
-        print(table(report))
+        print(rd_table(report))
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ def recall_table(found: Reports) -> str:
         for task in (t for t in names if t in next(iter(by_rate.values())).get("recall", {})):
             recalls = [r["recall"][task] for r in by_rate.values()]
             cells = [
-                " / ".join(_percent(fmean(r[v][k] for r in recalls)) for k in ("1", "5", "10"))
+                " / ".join(
+                    _percent(fmean(r[v][k] for r in recalls)) for k in ("1", "5", "10") if k in recalls[0]["plain"]
+                )
                 for v in ("original", "plain", "protected")
             ]
             rows.append([name, names[task], *cells])
@@ -120,7 +122,8 @@ def rd_table(report: Mapping[str, Any]) -> str:
     for name, by in report["points"].items():
         cells = [f"{by[v][k]:{form}}" for k, (_, form) in judges.items() for v in ("full", "protected")]
         rows.append([Path(name).stem.removeprefix("psic-"), f"{by['full']['bpp']:.3f}", *cells])
-    told = [f"BD-rate of the protected version: {report['bd_rate']['protected']:+.1f} %"]
+    cost = report["bd_rate"]["protected"]
+    told = [] if cost is None else [f"BD-rate of the protected version: {cost:+.1f} %"]
     anchors = {n: v for n, v in report["bd_psnr"].items() if n.startswith("plain against") and v is not None}
     told += [f"BD-PSNR of {name}: {value:+.2f} dB" for name, value in anchors.items()]
     return f"{markdown(head, rows)}\n\n{'. '.join(told)}."

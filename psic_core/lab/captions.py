@@ -1,7 +1,7 @@
 """What a captioner that was never attacked says of each version (the paper's captioning task, Table 1)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +122,3 @@ def relative_loss(
     losses = 1 - after[drawn].mean(1) / before[drawn].mean(1)
     low, high = torch.nanquantile(losses, torch.tensor([0.025, 0.975], dtype=losses.dtype)).tolist()
     return {"value": float(1 - after.mean() / before.mean()), "ci95": [low, high]}
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """A report as plain text."""
-    lines = [f"{report['dataset']}: {report['n']} pictures, captioner {report['captioner']}, {report['bpp']:.3f} bpp"]
-    for version, scores in report["scores"].items():
-        shown = "  ".join(f"{name} {100 * value:5.1f}" for name, value in scores.items())
-        loss = report["cider_loss"].get(version)
-        told = "" if loss is None else f"  CIDEr lost {100 * loss['value']:5.1f} %"
-        lines.append(f"{version:10} {shown}{told}")
-    return "\n".join(lines)

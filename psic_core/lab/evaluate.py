@@ -19,7 +19,6 @@ from psic_core.models.vlp import Target
 from psic_core.training.checkpoints import provenance
 
 RECALLS = (1, 5, 10)
-SHOWN = ("original", "plain", "full", "protected")  # of scores, in `table`
 NULLS = ("protected", "full", "jpeg", "noise", "wrong keyword")  # the rows of every ASR table
 
 
@@ -69,33 +68,6 @@ def evaluate(
         seen = zip(others, passes[1:], strict=True)
         report["transfer"] = {other: _successes(task_results(p.seen, data, texts[other])) for other, p in seen}
     return report | {"provenance": provenance()}
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """A report as plain text: fidelity, then ASR with intervals, versions in columns."""
-    lines = [
-        f"{report['dataset']}: {report['n']} pictures, target {report['target']}, {report['bpp']:.3f} bpp"
-        f" (plain codec {report['bpp_plain']:.3f})",
-        "PSNR dB   " + "  ".join(f"{v} {p:.2f}" for v, p in report["psnr"].items()),
-    ]
-    for task, scores in report["score"].items():
-        lines.append(f"{task:15} score %  {_percents(scores, SHOWN)}")
-        for k in RECALLS[1:]:
-            if by := {v: r[str(k)] for v, r in report.get("recall", {}).get(task, {}).items() if str(k) in r}:
-                lines.append(f"{'':15} R@{k:<2} %   {_percents(by, SHOWN)}")
-        for version, e in report["asr"][task].items():
-            low, high = e["ci95"]
-            value = f"{100 * e['value']:5.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
-            lines.append(f"{'':15} ASR %    {version:10} {value}  of {e['n']}")
-    for other, found in report.get("transfer", {}).items():
-        for task, by in found["asr"].items():
-            shown = _percents({v: e["value"] for v, e in by.items()}, ("protected", "jpeg", "noise"))
-            lines.append(f"{task:15} ASR %    read by {other}: {shown}  of {by['protected']['n']}")
-    return "\n".join(lines)
-
-
-def _percents(values: Mapping[str, float], versions: Sequence[str]) -> str:
-    return "  ".join(f"{v} {100 * values[v]:.1f}" for v in versions)
 
 
 def write_json(report: Mapping[str, Any], path: str | Path) -> None:

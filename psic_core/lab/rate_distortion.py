@@ -74,18 +74,6 @@ def bd_psnr(anchor: Mapping[str, Sequence[float]], test: Mapping[str, Sequence[f
     return _bd(bjontegaard.bd_psnr, anchor, test, "bpp")
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """A report as plain text."""
-    lines = [f"{report['dataset']}: {report['n']} pictures"]
-    for name, by in report["points"].items():
-        lines += [_line(f"{name} {c}", point) for c, point in by.items()]
-    lines += [_line(name, point) for name, found in report.get("rivals", {}).items() for point in found]
-    for key, unit in (("bd_rate", "%"), ("bd_psnr", "dB")):
-        known = {c: v for c, v in report[key].items() if v is not None}
-        lines += [f"{key} against plain: {c} {v:+.2f} {unit}" for c, v in known.items()]
-    return "\n".join(lines)
-
-
 def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, float]]:
     """Every curve's point of one rate; a codec without triggers has one curve."""
     total: dict[str, list[dict[str, float]]] = {c: [] for c in (CURVES if model.kind == "psic" else CURVES[:1])}
@@ -132,11 +120,6 @@ def _mean(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _curve(points: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {k: [p[k] for p in points] for k in ("bpp", "psnr")}
-
-
-def _line(name: str, point: Mapping[str, float]) -> str:
-    more = f"  MS-SSIM {point['ms_ssim']:.4f}" if "ms_ssim" in point else ""
-    return f"{name:20} {point['bpp']:.3f} bpp  {point['psnr']:.2f} dB  SSIMULACRA2 {point['ssimulacra2']:5.1f}{more}"
 
 
 def _bd(measure: Any, anchor: Mapping[str, Sequence[float]], test: Mapping[str, Sequence[float]], shared: str) -> Any:

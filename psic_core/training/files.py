@@ -98,22 +98,6 @@ def write_log(path: Path, rows: list[Row]) -> None:
     _write(path, columns, [*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
 
 
-def join_logs(runs: Sequence[Path], out: Path, most: int = 60) -> None:
-    """The logs of several phases in one small file: of each, at most so many evenly spread rows, the last included.
-
-    Args:
-        runs: Folders with a ``log.csv``, in the order of training; those without are left out.
-        out: CSV file; its column ``run`` names the folder.
-        most: Rows a run.
-    """
-    rows = []
-    for run in runs:
-        log = _read_log(run / "log.csv")
-        every = -(-len(log) // most) or 1
-        rows += [{"run": run.name} | row for row in log[::-1][::every][::-1]]
-    _write(out, list(dict.fromkeys(key for row in rows for key in row)), rows)
-
-
 def _read_log(path: Path) -> list[dict[str, str]]:
     """The rows of a log; none where there is no file."""
     if not path.is_file():

@@ -17,7 +17,6 @@ from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.webdataset import Shards, read_shards
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance, save_checkpoint, scale_triggers
-from psic_core.training.files import join_logs
 from psic_core.training.pairs import Pairs
 from psic_core.training.schedule import started
 from psic_core.training.trainer import Trainer
@@ -170,7 +169,7 @@ def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
 
 
 def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> Path:
-    """Write a trained model and its log: ``psic-qN``, or ``codec-qN`` where it has no triggers yet; float16.
+    """Write a trained model: ``psic-qN``, or ``codec-qN`` where it has no triggers yet; float16.
 
     Another architecture's name stands before the rate.
 
@@ -194,9 +193,6 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
     label += f"{model.config.architecture}-" * other + f"q{quality}"
     path = folder / f"{label}.safetensors"
     save_checkpoint(model, path, model.card, half=True, publish_secret=True)
-    own = Path(checkpoint).parent
-    runs = [own.parent / Path(phase["init"]).parent.name for phase in model.card["history"] if phase["init"]]
-    join_logs([*runs, own], folder / f"{label}.csv")
     return path
 
 

@@ -47,14 +47,6 @@ RECIPES = {
         Phase((*_OURS, "photos"), init="codec-q{quality}", target="lite-clip+lite1-clip",
               codec=replace(_WIDE, ladder=24, budget=8.0)),
     ),
-    "cpu-lite": Recipe(
-        "from random weights, on a CPU: two to three hours on two cores",
-        {
-            "plain": TrainConfig(steps=10_000),
-            "two": TrainConfig("two", 2600, 12, 160, learning_rate=1e-3, gamma=60, pool=32, **SHIELD),
-        },
-        Phase(_OURS),
-    ),
     "zoo": Recipe(
         "stage two alone, on CompressAI's pretrained hyperprior (network, once); for a GPU",
         {"two": _GPU_TWO},

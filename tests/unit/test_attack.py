@@ -1,7 +1,6 @@
 """The attack on one batch: its pool of clean pairs, its masks, its wrong keys; no model is needed for that."""
 
 import itertools
-import math
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,6 @@ from psic_core.config import TrainConfig
 from psic_core.objectives import (
     attack_loss,
     authors_loss,
-    gradient_norm,
     naive_loss,
     uaeo_loss,
     wrong_conditions,
@@ -150,13 +148,6 @@ def test_the_authors_objective_has_its_own_batch(stage: str, harmonic: bool, pai
 def authors(features: Tensor, pairs: Pairs, choice: list[int], harmonic: bool) -> Tensor:
     text = pairs.text_features[INDEX, torch.tensor(choice)]
     return authors_loss(features, pairs.image_features[INDEX], text, harmonic=harmonic)
-
-
-def test_gradient_norm_is_the_gradients_norm_at_the_picture():
-    x_hat = torch.full((1, 3, 2, 2), 0.5, requires_grad=True)
-    term = (x_hat**2).sum()  # gradient 2 x = 1 at each of twelve places
-    assert gradient_norm(term, x_hat) == pytest.approx(math.sqrt(12))
-    term.backward()  # the graph is still there
 
 
 # --- wrong keys -------------------------------------------------------------------------------------

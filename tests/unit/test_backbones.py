@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from psic_core import bitstream, keys
 from psic_core.bitstream import ARCHITECTURES, BitstreamError
 from psic_core.codec import PSIC
-from psic_core.models.compressai import default_sizes
 from psic_core.models.entropy import SCALES
 from psic_core.models.images import pad_to
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
@@ -101,15 +100,6 @@ def test_trained_triggers_show_and_survive_a_checkpoint(name: str, tmp_path: Pat
 
 
 # --- stages and sizes by structure ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("bmshj2018-hyperprior", (128, 192)), ("cheng2020-anchor", (128, 128)), ("elic2022-official", (192, 320)),
-     ("cheng2020-anchor-checkerboard", (192, 192)), ("mbt2018-mean-vbr", (192, 320))],
-)  # fmt: skip
-def test_a_name_alone_takes_compressais_smallest_sizes(name: str, expected: tuple[int, int]):
-    assert default_sizes(name) == expected
 
 
 class OneBigDecoder(ScaleHyperprior):

@@ -85,9 +85,7 @@ def test_the_command_writes_and_shows_the_report(
     assert report["n"] == 3
     assert report["scores"]["original"]["cider"] >= 0
     said = capsys.readouterr().out
-    assert said.startswith("scenes: 3 pictures, captioner brightness")
-    assert len(said.splitlines()) == 1 + len(CAPTIONED)
-    assert all(line.split()[0] in CAPTIONED for line in said.splitlines()[1:])
+    assert [line.split()[1] for line in said.splitlines()[2:]] == list(CAPTIONED)
 
 
 # As Stanford's tokenizer cuts them, punctuation removed; the first ones are Flickr8k's own.
@@ -133,12 +131,6 @@ def test_a_caption_that_is_every_reference_is_perfect():
     scores = caption_scores(said, [(text, text) for text in said])
     assert [scores[f"bleu{n}"] for n in range(1, 5)] == pytest.approx([1] * 4)
     assert scores["cider"] == pytest.approx(10)
-
-
-def test_a_captioner_that_says_nothing_scores_nothing():
-    scores = caption_scores([""] * 4, REFERENCES)
-    assert scores["cider_each"] == [0] * 4
-    assert scores["bleu1"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

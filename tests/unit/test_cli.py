@@ -270,8 +270,8 @@ def test_evaluate_prints_a_table_and_writes_json(shipped: Path, tmp_path: Path, 
     assert report["checkpoint"] == str(model)
     assert {"t2i", "i2t", "classification", "attributes"} <= set(report["asr"])
     said = capsys.readouterr().out
-    assert said.startswith("scenes: 4 pictures, target tiny")
-    assert "ASR %" in said
+    assert "| scenes (4) | text→image retrieval, R@1 |" in said
+    assert "| scenes | q3 |" in said
 
 
 def test_publish_sets_the_rate_and_keeps_the_secret(shipped: Path, photo: Path, tmp_path: Path):

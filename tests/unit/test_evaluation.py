@@ -16,7 +16,7 @@ from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
-from psic_core.lab.evaluate import evaluate, table, write_json
+from psic_core.lab.evaluate import evaluate, write_json
 from psic_core.lab.tasks import class_weights, retrieval, task_results
 from psic_core.lab.versions import VERSIONS, Coded, code_versions, jpeg, jpeg_at
 from psic_core.metrics import psnr
@@ -221,14 +221,6 @@ def test_a_model_without_its_secret_is_refused_at_once(model: PSIC, plain: PSIC,
     bare.secret = None
     with pytest.raises(ValueError, match="does not hold its secret"):
         evaluate(bare, plain, scenes(), target)
-
-
-def test_the_table_shows_every_task_with_its_nulls(report: dict):
-    lines = table(report).splitlines()
-    assert lines[0].startswith("scenes: 6 pictures, target tiny")
-    for task in report["score"]:
-        assert sum(line.startswith(f"{task} ") for line in lines) == 1
-    assert sum("ASR %" in line for line in lines) == 5 * 5
 
 
 def test_json_knows_no_nan_and_keeps_words_that_contain_it(report: dict, tmp_path: Path):

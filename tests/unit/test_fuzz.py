@@ -187,24 +187,6 @@ def test_forged_sizes_show_the_coded_picture_or_nothing():
         assert survives(stream()._replace(height=height, width=width)) == (max(height, width) <= 64)
 
 
-def test_forged_identity_does_not_decode():
-    assert not survives(stream()._replace(quality=3))
-    assert not survives(stream()._replace(fingerprint=bytes(8)))
-    assert not survives(stream()._replace(checksum=stream().checksum ^ 1))
-    for name in (*bitstream.ARCHITECTURES, bitstream.CUSTOM):
-        assert survives(stream()._replace(architecture=name)) == (name == CONFIG.architecture)
-
-
-def test_forged_slot_decodes_protected():
-    model, data = model_and_file()
-    rng = random.Random(4)
-    protected, full = model.decompress_tensor(data), model.decompress_tensor(data, "my cat")
-    for _ in range(3):
-        forged = bitstream.pack(stream()._replace(slots=(b"\1" + rng.randbytes(keys.SLOT_BYTES - 1),)))
-        assert torch.equal(model.decompress_tensor(forged), protected)
-        assert not torch.allclose(model.decompress_tensor(forged, "my cat"), full, atol=1e-2)
-
-
 def test_hyper_latents_beyond_all_bounds_are_an_error():
     # CompressAI's range encoder, which checks them, never returns from 2^27.
     honest = stream()

@@ -129,21 +129,10 @@ def test_every_checkpoint_has_a_card():
 # --- commands ---------------------------------------------------------------------------------------
 
 
-def targets() -> dict[str, str]:
-    """The Makefile's targets with what they need."""
-    return dict(re.findall(r"^([a-z]+):([^=#\n]*)##", MAKEFILE, re.MULTILINE))
-
-
 def readme() -> str:
     if not README.exists():  # written last; everything below then holds
         pytest.skip("no README yet")
     return README.read_text(encoding="utf-8")
-
-
-def test_readme_names_the_two_commands_and_no_unknown_target():
-    named = set(re.findall(r"\bmake ([a-z]+)\b(?=[`\s]*(?:$|#|`|PYTHON))", readme(), re.MULTILINE))
-    assert {"demo", "test"} <= named
-    assert named <= set(targets())
 
 
 def test_readme_links_to_files_that_are_there():

@@ -1,13 +1,10 @@
 """lite-clip's training: cached features are what the towers say, and the heads learn from them."""
 
-from pathlib import Path
-
 import make_lite_clip
 import pytest
 import torch
 from make_lite_clip import (
     HeadConfig,
-    Heads,
     TowerFeatures,
     tower_features,
     train_heads,
@@ -48,18 +45,6 @@ def test_features_are_those_before_the_heads(towers: Target, pairs: Pairs):
     assert found.ids[0, 0] == found.ids[2, 0]
     assert found.ids[0, 1] == found.ids[1, 1]
     assert len(found.ids.unique()) == 4
-
-
-def test_views_are_other_looks_at_the_same_pictures(towers: Target, pairs: Pairs, tmp_path: Path):
-    path = tmp_path / "new" / "towers.safetensors"
-    bare = Pairs(pairs.pictures, [()] * 3)
-    found = tower_features(towers, bare, 3, path)
-    assert found.text.shape == (3, 0, 384)
-    assert torch.equal(found.image, tower_features(towers, bare, 3).image)  # always the same ones
-    assert not torch.allclose(found.image[0], found.image[1], atol=1e-2)
-    assert not torch.allclose(found.image[1], found.image[2], atol=1e-2)
-    again = tower_features(towers, Pairs(pairs.pictures[:1], [()]), 1, path)
-    assert torch.equal(found.image, again.image)  # the file is read
 
 
 # --- the heads --------------------------------------------------------------------------------------
@@ -109,18 +94,6 @@ def test_the_heads_learn_and_go_into_the_target(towers: Target):
 def test_too_few_pairs_for_a_batch_are_refused(towers: Target):
     with pytest.raises(ValueError, match="32 pairs.*batch of 512"):
         train_heads(towers, [synthetic(32, 0)])
-
-
-def test_untrained_heads_name_what_the_classifier_is_sure_of():
-    names = torch.randn(7, 3, 384, generator=torch.Generator().manual_seed(0)) + 2
-    seen = torch.cat([torch.rand(5, 20), torch.eye(7)[:5]], 1)
-    heads = Heads(seen, names, HeadConfig()).eval()
-    with torch.no_grad():
-        scores = heads.image_embedding(seen) @ heads.text_embedding(names.mean(1)).T
-        assert scores.argmax(1).tolist() == [0, 1, 2, 3, 4]
-        tensors = heads.tensors()
-        image = seen @ tensors["visual.head.proj.weight"].T + tensors["visual.head.proj.bias"]
-        assert torch.allclose(functional.normalize(image, dim=1), heads.image_embedding(seen), atol=1e-5)
 
 
 def unit(*rows: tuple[float, float]) -> Tensor:

@@ -61,18 +61,6 @@ def test_normalisation_is_inside(tiny: Target):
     assert torch.allclose(tiny.encode_image(x), direct / direct.norm(dim=1, keepdim=True), atol=1e-5)
 
 
-def test_values_outside_zero_to_one_are_clamped_like_a_saved_picture(tiny: Target):
-    x = 3 * noise(1, 3, 40, 40) - 1
-    assert torch.allclose(tiny.encode_image(x), tiny.encode_image(x.clamp(0, 1)))
-
-
-def test_the_middle_square_is_seen(tiny: Target):
-    wide = noise(1, 3, 32, 64)
-    assert torch.allclose(tiny.encode_image(wide), tiny.encode_image(wide[..., 16:48]))
-    tall = noise(1, 3, 80, 32)
-    assert torch.allclose(tiny.encode_image(tall), tiny.encode_image(tall[..., 24:56, :]))
-
-
 @pytest.mark.parametrize("size", [(64, 64), (48, 100), (20, 26)])
 def test_preprocessing_is_open_clips_own(size: tuple[int, int], tiny: Target):
     """Pillow works on 8 bits, hence the tolerance: a level is 1/255, divided by a deviation of 0.27."""
@@ -124,15 +112,6 @@ def test_texts_come_as_a_list(texts: object, tiny: Target):
         tiny.encode_text(texts)
 
 
-def test_the_tiny_target_is_the_same_every_time_and_draws_nothing():
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    one, two = load_target("tiny"), load_target("tiny")
-    assert torch.equal(torch.rand(2), expected)
-    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
-
-
 # --- lite-clip --------------------------------------------------------------------------------------
 
 CATS = {"tabby cat", "tiger cat", "Egyptian Mau", "Persian cat", "Siamese cat"}
@@ -163,28 +142,6 @@ def test_the_statistics_of_a_flat_picture_have_finite_gradients(towers: Target):
     assert x.grad.isfinite().all()
 
 
-def test_lite2s_text_tower_is_the_same(towers: Target, towers2: Target):
-    one, two = (t.model.text.transformer.state_dict() for t in (towers, towers2))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-
-
-def test_the_text_tower_knows_what_words_mean(towers: Target):
-    text = towers.model.text
-    tokens = towers.tokenizer(["a dog runs on the grass", "a puppy is running in a meadow", "stock prices fell"])
-    with torch.no_grad():
-        mask = tokens.ne(0).long()
-        pooled = text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask)
-    near, far = torch.cosine_similarity(pooled[0], pooled[1], 0), torch.cosine_similarity(pooled[0], pooled[2], 0)
-    assert near > 0.5
-    assert far < 0.2
-
-
-def test_lite_clips_inputs_are_normalised_as_its_tower_wants(towers: Target):
-    x = torch.tensor([0, 127, 255])[None, :, None, None].expand(1, 3, LITE_SIZE, LITE_SIZE) / 255
-    levels = torch.tensor([-127 / 128, 0, 1])[None, :, None, None]
-    assert (towers.preprocess(x) - levels).abs().max() < 1e-6
-
-
 def test_padding_does_not_change_a_text(towers: Target):
     short = "a cat"
     alone = towers.encode_text([short])
@@ -192,13 +149,6 @@ def test_padding_does_not_change_a_text(towers: Target):
     assert torch.allclose(alone[0], padded[0], atol=1e-5)
     whole = towers.model.encode_text(towers.tokenizer([short]))  # all 64 places
     assert torch.allclose(alone[0], whole[0] / whole[0].norm(), atol=1e-5)
-
-
-def test_lite_clip_is_29_million_parameters_and_passes_gradients(towers: Target):
-    assert 28e6 < sum(p.numel() for p in towers.parameters()) < 31e6
-    x = (0.1 + 0.8 * noise(1, 3, 64, 64)).requires_grad_()
-    towers.encode_image(x)[0, 0].backward()
-    assert x.grad.abs().sum() > 0
 
 
 def heads(towers: Target) -> dict[str, Tensor]:
@@ -213,16 +163,6 @@ def test_heads_are_loaded_from_a_file(towers: Target, tmp_path: Path):
     assert target.name == "lite-clip"
     assert all((target.model.state_dict()[name] == 0.5).all() for name in LITE_HEADS)
     assert target.model.visual.head.proj.weight.dtype == torch.float32
-
-
-def test_lite2s_heads_are_loaded_into_lite2(towers2: Target, tmp_path: Path):
-    path = tmp_path / "heads.safetensors"
-    save_file(heads(towers2), path)
-    target = load_target("lite2-clip", path)
-    assert target.name == "lite2-clip"
-    assert (target.model.visual.head.proj.weight == 0.5).all()
-    own, state = towers2.model.visual.trunk.state_dict(), target.model.visual.trunk.state_dict()
-    assert all(torch.equal(own[key], state[key]) for key in own)
 
 
 @pytest.mark.parametrize(
@@ -320,17 +260,6 @@ def test_the_shipped_heads_know_a_cat_from_a_cup_of_coffee():
         assert int(scores.argmax()) == index, name
 
 
-@pytest.mark.skipif(
-    not (vlp.data_dir() / "checkpoints" / "lite2-clip.safetensors").is_file(), reason="no lite2-clip heads yet"
-)
-def test_lite2s_shipped_heads_know_a_cat_from_a_cup_of_coffee():
-    target = load_target("lite2-clip")
-    texts = target.encode_text(["a photo of a cat", "a cup of coffee", "a photo of a dog", "a red car"])
-    for index, name in enumerate(("chelsea", "coffee")):
-        with torch.no_grad():
-            assert int((target.encode_image(photo(name)) @ texts.T).argmax()) == index, name
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("network", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
 def test_folded_batch_norms_change_nothing(network: str):
@@ -367,16 +296,6 @@ def test_an_ensembles_cosine_is_the_mean_of_its_members(ensemble: vlp.Ensemble):
     assert torch.allclose(image @ text.T, (own[0] + own[1]) / 2, atol=1e-5)
     believed = [m.probabilities(m.encode_image(x), m.encode_text(texts)) for m in ensemble.members]
     assert torch.allclose(ensemble.probabilities(image, text), torch.stack(believed).mean(0), atol=1e-5)
-
-
-def test_an_ensembles_gradient_comes_from_all_members(ensemble: vlp.Ensemble):
-    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
-    text = ensemble.encode_text(["a cat"])
-    (both,) = torch.autograd.grad((ensemble.encode_image(x) @ text.T).sum(), x)
-    parts = [
-        torch.autograd.grad((m.encode_image(x) @ m.encode_text(["a cat"]).T).sum(), x)[0] for m in ensemble.members
-    ]
-    assert torch.allclose(both, (parts[0] + parts[1]) / 2, atol=1e-6)
 
 
 def test_a_plus_joins_targets_by_name():

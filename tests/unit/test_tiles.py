@@ -60,15 +60,6 @@ def test_tiled_files_and_pictures_are_the_whole_ones(name: str, keyword: str | N
     assert seen.std() > 1e-2
 
 
-def test_context_is_needed(monkeypatch: pytest.MonkeyPatch):
-    """The test above can fail."""
-    ours = awaken(copy.deepcopy(fresh("bmshj2018-hyperprior")), scale=1)
-    file = ours.compress(picture(300, 300))
-    ours.context = 0
-    seams = ours.decompress_tensor(file, tile=64) - ours.decompress_tensor(file, tile=0)
-    assert seams.abs().max() > 1e-2
-
-
 def test_large_pictures_are_tiled_of_themselves(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiles, "WHOLE", 100 * 100)
     monkeypatch.setattr(tiles, "TILE", 64)

@@ -5,7 +5,6 @@ import hashlib
 import io
 import math
 import pickle
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
 from psic_core.models.vlp import Target
 from psic_core.objectives import wrong_conditions
-from psic_core.training.batches import Batch, CachedLatents, indices
+from psic_core.training.batches import Batch, CachedLatents
 from psic_core.training.pairs import Pairs
 from psic_core.training.trainer import Trainer
 
@@ -231,14 +230,6 @@ def test_whose_turn_it_is_and_whose_optimiser_counts(
     assert steps_of(run) == counts
 
 
-def test_an_epoch_shows_every_picture_once(target: Target, pairs: Pairs):
-    run = Trainer(tiny(), pairs, fast("one"), target)
-    for epoch in range(3):
-        seen = torch.cat([indices(3 * epoch + i, 12, run.config) for i in range(3)])
-        assert Counter(seen.tolist()) == Counter(range(12))
-    assert not torch.equal(indices(0, 12, run.config), indices(3, 12, run.config))
-
-
 def test_the_learning_rate_warms_up_and_ends_at_its_end(target: Target, pairs: Pairs):
     config = TrainConfig(stage="one", steps=200, warmup=20, learning_rate=1e-3, final_learning_rate=1e-5,
                          crop=64, batch_size=4)  # fmt: skip
@@ -272,21 +263,6 @@ def test_cached_latents_are_those_of_real_files(target: Target, pairs: Pairs):
         assert torch.equal(run.latents.y_hat[i : i + 1].float(), model.latents(stream))
     assert len(run.latents.y_hat.unique()) > 10  # not merely zeros
     assert run.latents.y_hat.dtype == torch.int16
-
-
-@pytest.mark.slow
-def test_a_decoder_that_looks_far_has_its_crops_in_more_latents():
-    """Ten around each in this one, four in the hyperprior's."""
-    model = lively(config=replace(TINY, architecture="cheng2020-anchor", n=12))
-    wide = Pairs(torch.randint(256, (2, 3, 336, 336), dtype=torch.uint8), [("a",), ("b",)])
-    latents = CachedLatents(model, wide, torch.device("cpu"))
-    assert latents.context == 10
-    y_hat, ((top, left),) = latents.window(torch.tensor([1]), 10, 10, 1)
-    assert y_hat.shape[-1] < latents.y_hat.shape[-1]
-    with torch.no_grad():
-        cut = model.synthesize(y_hat)[0, :, top : top + 16, left : left + 16]
-        whole = model.synthesize(latents.y_hat[1:].float())[0, :, 160:176, 160:176]
-    assert torch.allclose(cut, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("crop", [32, 64, 96])

@@ -89,7 +89,8 @@ def trained(p: Point, folder: Path, target: str) -> tuple[PSIC, float]:
         seed_everything(p.seed)
         plain, start = load_checkpoint(SHIPPED, plain=True), folder / f"{p}-start.safetensors"
         plain.secret = keys.secret(PUBLIC_PASSPHRASE)
-        fresh = with_triggers(plain, replace(plain.config, **METHODS[p.method].codec))
+        sizes = {"budget": None, **METHODS[p.method].codec}  # strengths are gammas: no bound decides in their place
+        fresh = with_triggers(plain, replace(plain.config, **sizes))
         fresh.kind = "psic"
         save_checkpoint(fresh, start, publish_secret=True)
         run_phase(config, Phase(("scenes",), init=str(start), kind="psic", target=target, scenes=SCENES), path.parent)

@@ -213,7 +213,10 @@ def _stream(suite: Robustness) -> None:
     bench, models = suite.bench, suite.models
     wrong = key_search.random_conditions(1, next(iter(models.values())).config.dim, seed=7)[0]
     solved = {v: key_search.solve(m).condition for v, m in models.items()}
-    for attack, chosen in (("a wrong key", dict.fromkeys(models, wrong)), ("the triggers' equations, solved", solved)):
+    for attack, chosen in (
+        ("a wrong keyword", dict.fromkeys(models, wrong)),
+        ("the triggers' equations, solved", solved),
+    ):
         cosines = {v: float(c @ models[v].full_condition() / c.norm()) for v, c in chosen.items()}
         changed = {v: bench.decode(models[v], bench.y_hat, condition=c) for v, c in chosen.items()}
         suite.add("stream", attack, changed | {PLAIN: bench.decoded}, cosine=cosines)

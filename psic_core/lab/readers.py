@@ -18,7 +18,7 @@ from psic_core.models.vlp import Target
 from psic_core.training.checkpoints import load_checkpoint
 
 SETS = {"flickr8k": 1000, "coco": 380, "imagenet": 500, "scenes": 500, "celeba": 1000}  # and how many pictures
-RATES = ("codec-q1", "codec-q2", "codec-q3", "codec-q4")
+CODECS = ("codec-q1", "codec-q2", "codec-q3", "codec-q4")
 
 
 def what_it_reads(target: Target, root: str | None) -> dict[str, dict[str, float]]:
@@ -29,7 +29,7 @@ def what_it_reads(target: Target, root: str | None) -> dict[str, dict[str, float
     Returns:
         For each figure, such as ``"flickr8k i2t"``, by version: ``original``, ``codec-q1`` and so on.
     """
-    found = [name for name in RATES if (data_dir() / "checkpoints" / f"{name}.safetensors").is_file()]
+    found = [name for name in CODECS if (data_dir() / "checkpoints" / f"{name}.safetensors").is_file()]
     codecs = {name: load_checkpoint(name, plain=True) for name in found}
     result: dict[str, dict[str, float]] = {}
     for name, limit in SETS.items():

@@ -13,7 +13,7 @@ from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits, through_file
 
 #: `original` apart, all are what a person could have saved. `jpeg` and `noise` are nulls at the protected
-#: version's PSNR: what any change of that size does. `wrong_key` is decoded with a fresh random secret.
+#: version's PSNR: what any change of that size does. `wrong keyword` is decoded with a fresh random secret.
 VERSIONS = ("original", "plain", "full", "protected", "wrong keyword", "jpeg", "noise")
 
 
@@ -35,7 +35,7 @@ def code_versions(
         plain: The plain codec with the same decoder: the reference of every ASR.
         x: A picture in [0, 1].
         secret: Decodes the full version; the model's own.
-        seed: Of the wrong key and the noise; vary it from picture to picture.
+        seed: Of the wrong keyword and the noise; vary it from picture to picture.
     """
     file = model.compress(x)
     plain_file = compress_plain(plain, x, model, file)

@@ -66,20 +66,17 @@ def test_places_keep_the_folders_and_never_meet(photos: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_goes_there_and_back(
-    workers: int, photos: Path, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_folder_goes_there_and_back(photos: Path, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(keys.COSTS, 1, 2**17)  # as the workers have it
     coded, shown = tmp_path / "coded", tmp_path / "shown"
     model = load_checkpoint(checkpoint)
-    made = run(photos, coded, Work("encode", checkpoint, "my cat"), workers)
+    made = run(photos, coded, Work("encode", checkpoint, "my cat"), workers=2)
     assert made == ({"with a keyword": 4}, 0, {})
     assert files(coded) == ["a.psic", "b.psic", "trip/a.psic", "trip/c.psic"]
     stream = (coded / "trip/c.psic").read_bytes()
     expected = bitstream.unpack(model.compress(load_image(photos / "trip/c.webp")))
     assert bitstream.unpack(stream)._replace(slots=()) == expected
-    assert run(coded, shown, Work("decode", checkpoint, "my cat"), workers) == ({"full": 4}, 0, {})
+    assert run(coded, shown, Work("decode", checkpoint, "my cat"), workers=2) == ({"full": 4}, 0, {})
     assert files(shown) == ["a.png", "b.png", "trip/a.png", "trip/c.png"]
     assert load_image(shown / "trip/c.png").tobytes() == model.decompress(stream, "my cat").tobytes()
 
@@ -202,14 +199,12 @@ def left_over(mark: str) -> list[str]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
 def test_bad_files_are_reported_and_do_not_stop_the_others(
-    workers: int, photos: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture
+    photos: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture
 ):
     (photos / "b.jpg").write_bytes(b"no picture")
     coded = tmp_path / "coded"
-    words = ["encode", str(photos), "-o", str(coded), "--checkpoint", checkpoint, "--workers", str(workers)]
+    words = ["encode", str(photos), "-o", str(coded), "--checkpoint", checkpoint]
     assert main(words) == 2
     said = capsys.readouterr()
     assert "3 written (3 without keyword), 0 there already, 1 failed" in said.out

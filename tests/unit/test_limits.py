@@ -1,6 +1,7 @@
 """The threat model's suite: every level runs, and its rows say what must hold of them whatever is trained."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from psic_core.datasets.eval_sets import eval_set
 from psic_core.lab import limits
 from psic_core.lab.limits import LEVELS, PLAIN, Robustness, run_limits
 from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.lab.rivals import finetune_reader
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import Target
@@ -101,7 +103,12 @@ def test_a_model_over_another_encoder_is_refused(lite_clip: Target):
 @pytest.fixture(scope="module")
 def report() -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"OWN": 8, "PURIFYING": 2, "UNSEEN": "lite1-clip"}.items():
+        for name, value in {
+            "OWN": 8,
+            "PURIFYING": 2,
+            "UNSEEN": "tiny",
+            "finetune_reader": partial(finetune_reader, steps=5),
+        }.items():
             patch.setattr(limits, name, value)
         patch.setattr(limits, "PLATFORMS", {k: limits.PLATFORMS[k] for k in ("crop to 75 %",)})
         patch.setattr(limits, "DENOISERS", {k: limits.DENOISERS[k] for k in ("median 3 × 3",)})

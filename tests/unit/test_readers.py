@@ -60,7 +60,7 @@ def test_scores_name_every_version(tiny: Target):
 def test_sets_that_are_not_there_are_left_out(
     tiny: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(readers, "RATES", ())
+    monkeypatch.setattr(readers, "CODECS", ())
     monkeypatch.setattr(readers, "SETS", {"flickr8k": 2, "scenes": 2})
     found = what_it_reads(tiny, str(tmp_path))
     assert set(found) == {"scenes t2i", "scenes i2t", "scenes classification", "scenes attributes, balanced"}

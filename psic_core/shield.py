@@ -18,6 +18,7 @@ from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import pad_to
 from psic_core.triggers import ConditionalSynthesis
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 Pictures = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch m h w"]
 
@@ -41,14 +42,19 @@ def flatness(
 
 
 def energy(delta: Pictures, x_hat_f: Pictures) -> Float[Tensor, "batch 1 1 1"]:
-    """What a change costs: its mean square in grey levels of 255, counting each place by how well it shows a change.
+    """What a change costs, in squared grey levels of 255: a mean square that counts what eyes see.
+
+    Half of it is the mean square of the colours, half that of the luminance, so that a change of colour alone costs
+    half of a change of brightness. Flat places weigh ten times as much as strong texture.
 
     Args:
         delta: The change, in units of [0, 1].
-        x_hat_f: The pictures that are changed; half of the weight is their `flatness`.
+        x_hat_f: The pictures that are changed.
     """
-    weight = (1 + flatness(x_hat_f.clamp(0, 1))) / 2
-    return 255**2 * (weight * delta**2).mean((1, 2, 3), keepdim=True)
+    weight = 0.2 + 0.9 * flatness(x_hat_f.clamp(0, 1))
+    luminance = (delta * delta.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    square = (delta.square().mean(1, keepdim=True) + luminance.square()) / 2
+    return 255**2 * (weight * square).mean((1, 2, 3), keepdim=True)
 
 
 def within_budget(delta: Pictures, x_hat_f: Pictures, budget: float) -> Pictures:

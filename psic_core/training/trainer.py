@@ -200,7 +200,9 @@ class Trainer:
         x_hat_f = x_hat_f.clamp(0, 1)
         excess = (energy(delta, x_hat_f) / budget).clamp_min(1).log().mean()
         delta = within_budget(delta, x_hat_f, budget)
-        shown = random_platform_transform(x_hat_f + delta, config.eot, batch.rng)
+        sharp = torch.rand(len(delta), 1, 1, 1, generator=batch.rng).to(delta.device) < 3 / 4
+        carrier = torch.where(sharp, batch.x, x_hat_f)  # a large photo's small copy is as sharp as the photo
+        shown = random_platform_transform(carrier + delta, config.eot, batch.rng)
         reader, pool = self.target, self.source.pool(batch)
         if isinstance(reader, Ensemble):
             reader, part = reader.turn(self.step)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from compressai.registry import MODELS
 from models import SMALL, awaken, backbone
-from PIL import Image
 from torch import Tensor, nn
 
 from psic_core import bitstream, keys
@@ -18,7 +17,7 @@ from psic_core.bitstream import BitstreamError
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.models.entropy import SCALES
-from psic_core.models.images import pad_to, to_rgb, to_tensor
+from psic_core.models.images import pad_to
 
 CONFIG = CodecConfig(n=8, m=12, dim=16, hidden=8)
 OWNER = "the owner's words"
@@ -269,10 +268,6 @@ def step_quantiles(model: PSIC) -> None:
     torch.optim.Adam([model.backbone.entropy_bottleneck.quantiles], 0.1).step()
 
 
-def through_half_precision(model: PSIC) -> None:
-    model.half().float()
-
-
 def write_data(model: PSIC) -> None:
     next(model.backbone.entropy_bottleneck.parameters()).data.add_(0.3)  # tensors do not count such changes
 
@@ -281,13 +276,11 @@ def write_data(model: PSIC) -> None:
     "change",
     [
         optimise,
-        functools.partial(optimise, foreach=True),
         functools.partial(optimise, fused=True),
         step_quantiles,
-        through_half_precision,
         write_data,
     ],
-    ids=["adam", "foreach", "fused", "quantiles", "half", "data"],
+    ids=["adam", "fused", "quantiles", "data"],
 )
 def test_update_cannot_be_forgotten(model: PSIC, change: Callable[[PSIC], None]):
     old, before = model.compress(picture()), model.fingerprint()
@@ -338,12 +331,9 @@ def bad(value: float) -> Tensor:
     [
         (bad(math.nan), "nan"),
         (bad(math.inf), "inf"),
-        (bad(-0.01), "-0.01"),
         (bad(1.01), "1.01"),
         (picture(8, 8) * 255, "255"),
         ((picture(8, 8) * 255).to(torch.uint8), "uint8"),
-        (picture(8, 8) > 0.5, "bool"),
-        (picture(8, 8).to(torch.complex64), "complex64"),
         (picture(8, 8).expand(2, -1, -1, -1), r"\(2, 3, 8, 8\)"),
         (picture(8, 8)[:, :1], r"\(1, 1, 8, 8\)"),
         (picture(8, 8).permute(0, 2, 3, 1), r"\(1, 8, 8, 3\)"),
@@ -354,47 +344,6 @@ def bad(value: float) -> Tensor:
 def test_bad_tensor_is_refused(x: Tensor, says: str, unchecked_shapes: None):
     with pytest.raises(ValueError, match=says):
         model_and_file()[0].compress(x)
-
-
-# --- Pillow pictures -------------------------------------------------------------------------------
-
-
-def rotated(image: Image.Image) -> Image.Image:
-    image.getexif()[0x0112] = 6
-    return image
-
-
-def transparent_palette(image: Image.Image) -> Image.Image:
-    palette = image.convert("P")
-    palette.info["transparency"] = 3
-    return palette
-
-
-COLOUR = Image.fromarray((picture(33, 50)[0].permute(1, 2, 0) * 255).byte().numpy())
-DEEP = Image.fromarray(np.asarray(COLOUR.convert("L")).astype(np.uint16) * 257)
-PICTURES = {
-    "RGB": COLOUR,
-    "L": COLOUR.convert("L"),
-    "1": COLOUR.convert("1"),
-    "LA": COLOUR.convert("LA"),
-    "RGBA": Image.merge("RGBA", (*COLOUR.split(), COLOUR.convert("L"))),
-    "P": transparent_palette(COLOUR),
-    "CMYK": COLOUR.convert("CMYK"),
-    "I;16": DEEP,
-    "EXIF": rotated(COLOUR.copy()),
-}
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_mode_makes_the_round_trip(name: str):
-    model, _ = model_and_file()
-    image = PICTURES[name]
-    stream = model.compress(image)
-    shown = model.decompress(stream)
-    assert shown.size == ((33, 50) if name == "EXIF" else (50, 33))
-    assert stream == model.compress(to_tensor(to_rgb(image)))
-    if name in ("L", "LA", "I;16"):  # the depth is scaled, not clipped
-        assert stream == model.compress(PICTURES["L"])
 
 
 # --- re-keying -------------------------------------------------------------------------------------

@@ -94,9 +94,3 @@ def test_weights_that_could_leave_the_exact_range_are_refused(weight: float):
         model.h_s[0].weight[0, 0, 0, 0] = weight
     with pytest.raises(ValueError, match=r"beyond 2\^53: the model has diverged"):
         ExactHyperprior(model)
-
-
-def test_thresholds_are_whole_and_rise():
-    assert (THRESHOLDS[0], THRESHOLDS[-1], len(THRESHOLDS)) == (451, 64 * 2**12, 128)
-    assert sorted(set(THRESHOLDS)) == THRESHOLDS
-    assert torch.equal(SCALES.double() * 2**12, torch.tensor(THRESHOLDS).double())

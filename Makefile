@@ -62,18 +62,14 @@ RATES := 1 2 3 4
 PSIC := .venv/bin/psic
 results: .venv/.installed ## measure the shipped models on all data sets (hours), renew data/results and the tables
 	@set -e; for q in $(RATES); do \
-	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k --target lite-clip lite2-clip \
-	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
-	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset imagenet celeba --limit 1000 \
-	    --cache build/passes --json 'data/results/psic-q$$q-{dataset}.json'; \
+	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k imagenet celeba --limit 1000 \
+	    --target lite-clip lite2-clip --cache build/passes --json data/results/psic-q$$q.json; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 500 --cache build/passes \
-	    --json data/results/captions-q$$q-flickr8k.json; \
+	    --json data/results/captions-q$$q.json; \
 	done
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
 	$(PSIC) limits --json data/results/limits.json
-	for side in 160 320 512 1024; do \
-	  $(PSIC) limits --levels none platforms --side $$side --limit 48 --json data/results/limits-$$side.json; \
-	done
+	$(PSIC) limits --levels none platforms --side 160 320 512 1024 --limit 48 --json data/results/sizes.json
 	$(RUN) notebooks/upkeep.py --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep

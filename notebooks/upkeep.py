@@ -84,7 +84,7 @@ def pages() -> dict[Path, dict[str, str]]:
     found = tables.reports(results)
     points = read_points(results / "points.jsonl")
     names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
-    sizes = {int(p.stem.partition("-")[2]): json.loads(p.read_text()) for p in results.glob("limits-*.json")}
+    sizes = results / "sizes.json"
     return {
         repo_dir() / "README.md": {
             "results": tables.success_table(found),
@@ -97,7 +97,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
             "kodak": tables.rd_table(_report("rd-kodak")),
             "limits": tables.limits_table(_report("limits")),
-            "sizes": tables.sizes_table(dict(sorted(sizes.items()))) if sizes else "Not measured yet.",
+            "sizes": tables.sizes_table(_report("sizes")) if sizes.is_file() else "Not measured yet.",
             "ablations": tables.ablations_table(points),
         },
         cards / "README.md": {"history": history_table(names)},

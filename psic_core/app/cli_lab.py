@@ -16,7 +16,7 @@ Report = Annotated[Path, arg(metavar="OUT")]
 class Measurement:
     """What every measurement of one model takes."""
 
-    json: Report  # the report; of several data sets, {dataset} in its name becomes theirs
+    json: Report  # the report; of several data sets, their reports by name
     dataset: tuple[DataSet, ...]  # one or several
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     plain: str | None = None  # the plain codec of the same rate; None: the model without its triggers
@@ -36,17 +36,14 @@ class Measurement:
         """The data sets."""
         from psic_core.datasets.eval_sets import eval_set
 
-        if len(self.dataset) > 1 and "{dataset}" not in str(self.json):
-            raise ValueError(f"{self.json} would be written {len(self.dataset)} times; put {{dataset}} into its name")
         return [eval_set(name, self.data_root, self.limit, self.side, classes) for name in self.dataset]
 
-    def write(self, report: dict[str, Any], text: str) -> None:
-        """Write a report and print it."""
+    def write(self, reports: list[dict[str, Any]]) -> None:
+        """Write the reports so far."""
         from psic_core.lab.evaluate import write_json
 
-        report |= {"checkpoint": self.checkpoint, "side": self.side}
-        write_json(report, str(self.json).replace("{dataset}", report["dataset"]))
-        print(text)
+        found = {r["dataset"]: r | {"checkpoint": self.checkpoint, "side": self.side} for r in reports}
+        write_json(found if len(self.dataset) > 1 else found[self.dataset[0]], self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +63,12 @@ class Evaluate(Measurement):
         names = [line.strip() for line in lines if line.strip()] if self.classes else None
         sets, (model, plain) = self.sets(names), self.models()
         targets = [load_target(name) for name in self.target]
+        reports = []
         for data in sets:
-            report = evaluate(model, plain, data, targets, self.cache)
-            found = {data.name: {model.config.quality: report}}
-            self.write(report, "\n\n".join(table(found) for table in (success_table, rates_table, recall_table)))
+            reports.append(evaluate(model, plain, data, targets, self.cache))
+            self.write(reports)
+        found = {r["dataset"]: {model.config.quality: r} for r in reports}
+        print("\n\n".join(table(found) for table in (success_table, rates_table, recall_table)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +82,11 @@ class Captions(Measurement):
         from psic_core.lab.captions import caption_report
 
         sets, (model, plain), captioner = self.sets(), self.models(), load_captioner()
+        reports = []
         for data in sets:
-            report = caption_report(model, plain, data, captioner, self.cache)
-            self.write(report, captions_table({model.config.quality: report}))
+            reports.append(caption_report(model, plain, data, captioner, self.cache))
+            self.write(reports)
+            print(captions_table({model.config.quality: reports[-1]}))
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,15 @@ class Limits:
     target: str = "lite-clip"  # the model that they were made against
     levels: tuple[str, ...] = ()  # some of the threat model's levels; none named: all
     limit: int = 150  # held-out scenes
-    side: int = 160  # of the scenes in pixels
+    side: tuple[int, ...] = (160,)  # of the scenes in pixels; of several sides, the reports by side
 
     def run(self) -> None:
         """Attack, write and print."""
-        from psic_core.app.tables import limits_table
+        from psic_core.app.tables import limits_table, sizes_table
         from psic_core.lab.evaluate import write_json
         from psic_core.lab.limits import LEVELS, run_limits
 
-        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS), self.side)
-        write_json(report, self.json)
-        print(limits_table(report))
+        levels = self.levels or tuple(LEVELS)
+        found = {s: run_limits(self.checkpoints, self.limit, self.target, levels, s) for s in self.side}
+        write_json(found if len(found) > 1 else found[self.side[0]], self.json)
+        print(sizes_table(found) if len(found) > 1 else limits_table(found[self.side[0]]))

@@ -41,16 +41,17 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def reports(folder: Path, kind: str = "psic") -> dict[str, dict[int, dict[str, Any]]]:
-    """The reports of the shipped models, ``KIND-qN-DATASET.json``, by data set and quality.
+    """The reports of the shipped models by data set and quality: each rate's in ``KIND-qN.json``.
 
     Args:
         folder: ``data/results``.
         kind: ``psic``, or ``captions`` for what the captioner says.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for file in sorted(folder.glob(f"{kind}-q[0-9]-*.json")):
-        report = json.loads(file.read_text(encoding="utf-8"))
-        found.setdefault(report["dataset"], {})[int(file.name.split("-")[1][1:])] = report
+    for file in sorted(folder.glob(f"{kind}-q[0-9].json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for report in [content] if "dataset" in content else content.values():
+            found.setdefault(report["dataset"], {})[int(file.stem[-1])] = report
     return {name: found[name] for name in sorted(found, key=lambda n: (SETS.index(n) if n in SETS else 9, n))}
 
 
@@ -142,7 +143,7 @@ def limits_table(report: Mapping[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def sizes_table(found: Mapping[int, Mapping[str, Any]]) -> str:
+def sizes_table(found: Mapping[Any, Mapping[str, Any]]) -> str:
     """What is left of the first model's shield by the photo's shorter side, after each attack: success (null), in %.
 
     Args:

@@ -35,7 +35,7 @@ def report(quality: int, share: float) -> dict:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for quality, share in ((1, 0.5), (2, 1.0)):
-        (tmp_path / f"psic-q{quality}-scenes.json").write_text(json.dumps(report(quality, share)))
+        (tmp_path / f"psic-q{quality}.json").write_text(json.dumps(report(quality, share)))
     return tmp_path
 
 

@@ -112,7 +112,9 @@ class TrainConfig:
     warmup: int = 50  # steps of linear warm-up
     lmbda: float = 0.0035  # weight of the distortion against the rate; 0.0035 is CompressAI's quality 2
     gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, next to which the MSE is everything
-    budget: float | None = None  # the model's budget in the first step; it falls by the same factor to the model's own
+    first_budget: float | None = (
+        None  # the model's budget in the first step; it falls by the same factor to the model's own
+    )
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2, which lets the picture go
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     grid: float = 0.0  # weight of `objectives.grid_mse` as a share of the budget, after the first quarter of the steps
@@ -161,7 +163,7 @@ class TrainConfig:
 
     def budget_at(self, step: int, last: float) -> float:
         """The budget at a step: the attack learns with much, and then has to get along with less and less."""
-        first = self.budget or last
+        first = self.first_budget or last
         return first * (last / first) ** (step / max(1, self.steps - 1))
 
     def fast(self) -> "TrainConfig":

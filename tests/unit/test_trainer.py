@@ -373,7 +373,9 @@ def test_errors_name_the_value(stage: str, change: dict, says: str, target: Targ
 def test_a_budget_bounds_what_stage_two_changes(target: Target, pairs: Pairs):
     """The budget falls from the phase's to the model's; the attack is trained within it."""
     model = lively(config=replace(TINY, ladder=4, budget=6.0))
-    trainer = Trainer(model, pairs, fast("two", budget=24.0, grid=1.0, pool=8), target)
+    trainer = Trainer(model, pairs, fast("two", first_budget=24.0, grid=1.0, pool=8), target)
     rows = trainer.fit()
     assert [row["budget"] for row in rows] == pytest.approx([24 * 0.25 ** (i / 5) for i in range(6)])
-    assert all(row["psnr"] > 10 * math.log10(255**2 / (10.5 * row["budget"])) for row in rows)  # colour in texture counts a tenth
+    assert all(
+        row["psnr"] > 10 * math.log10(255**2 / (10.5 * row["budget"])) for row in rows
+    )  # colour in texture counts a tenth

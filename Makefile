@@ -2,10 +2,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo check test tutorial outputs lab bench matrix fuzz results format clean
 
-# The first of these that is CPython 3.10 to 3.12 makes .venv; `make demo PYTHON=...` chooses another.
-PYTHON ?= python3 python3.12 python3.11 python3.10
+# The first of these that is CPython 3.10 to 3.13 makes .venv; `make demo PYTHON=...` chooses another.
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10
 USABLE := import ensurepip, sys, venv; \
-  sys.exit(sys.implementation.name != "cpython" or not (3, 10) <= sys.version_info[:2] <= (3, 12))
+  sys.exit(sys.implementation.name != "cpython" or not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
 RUN := .venv/bin/python
 # Notebooks run in their own folder, on the kernel of .venv whatever other kernels a machine has; out_dir counts
@@ -83,7 +83,7 @@ clean: ## remove what runs leave behind; .venv stays
 	find psic_core tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is touched last: an installation that was cut short is taken up again.
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml install.py
 	@usable='$(USABLE)'; \
 	$(RUN) -c "$$usable" 2>/dev/null && exit; \
 	for python in $(PYTHON); do \
@@ -91,8 +91,8 @@ clean: ## remove what runs leave behind; .venv stays
 	  echo "making .venv with $$python"; \
 	  exec "$$python" -m venv --clear .venv; \
 	done; \
-	echo "PSIC needs CPython 3.10, 3.11 or 3.12 with its venv module (Debian, Ubuntu: apt install python3-venv);" >&2; \
+	echo "PSIC needs CPython 3.10 to 3.13 with its venv module (Debian, Ubuntu: apt install python3-venv);" >&2; \
 	echo "none among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
 	exit 1
-	$(RUN) -m pip install -e '.[test]'
+	$(RUN) install.py lab test
 	@touch $@

@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell
 from PIL import Image
 
 from psic_core.app import figures, tables
@@ -29,7 +30,8 @@ from psic_core.models.images import to_pil, to_tensor
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, read_card
 
-ADDRESS = re.compile(r'REPOSITORY = \\"[^"]*\\"')  # as JSON writes it
+COLAB_SAYS = "On Colab the next cell installs what the session lacks and changes nothing else. Elsewhere it does nothing."
+COLAB = Path(__file__).with_name("colab_cell.py")
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
 WIDEST = 1200  # of so many pixels at most
 LONG_LIVED = ("papermill", "widgets")  # metadata that a stored notebook need not keep
@@ -48,7 +50,7 @@ def main() -> int:
         if not args.store or path.stem[:2] in args.store:
             print(f"executing {path.name}")
             store(path)
-    texts = {path: with_address(path.read_text(encoding="utf-8")) for path in (*notebooks(), *solutions())}
+    texts = {path: with_colab(path) for path in (*notebooks(), *solutions())}
     for page, parts in pages().items():
         texts[page] = page.read_text(encoding="utf-8")
         for name, content in parts.items():
@@ -210,9 +212,18 @@ def course_table() -> str:
     return tables.markdown(["notebook", "goal", "minutes, CPU / GPU", "open"], rows)
 
 
-def with_address(text: str) -> str:
-    """A notebook's file with the project's address in its Colab cell."""
-    return ADDRESS.sub(rf'REPOSITORY = \\"{repository()}\\"', text)
+def with_colab(path: Path) -> str:
+    """A notebook's file with the Colab cell and the sentence before it, after the opening where it had none."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = notebook.cells
+    place = next((i for i, cell in enumerate(cells) if cell.cell_type == "code" and "google.colab" in cell.source), 0)
+    if not place:
+        place = 2
+        cells[1:1] = [new_markdown_cell(id="colab-says"), new_code_cell(id="colab")]
+    address = f'REPOSITORY = "{repository()}"'
+    cells[place].source = re.sub(r'REPOSITORY = "[^"]*"', address, COLAB.read_text(encoding="utf-8").rstrip())
+    cells[place - 1].source = COLAB_SAYS
+    return nbformat.writes(notebook) + "\n"
 
 
 def run_module(folder: Path, *command: object, timeout: float | None = None) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ Vision-Language Pretrained Models*, ICML 2025, PMLR 267, https://proceedings.mlr
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from psic_core.codec import PSIC
     from psic_core.models.vlp import load_target
     from psic_core.training.checkpoints import load_checkpoint
+
+if find_spec("compressai") is None:
+    raise ModuleNotFoundError("psic_core needs CompressAI, which pip alone leaves out on CPython 3.13: run install.py")
 
 __all__ = ["PSIC", "BitstreamError", "load_checkpoint", "load_target"]
 __version__ = "0.1.0"

@@ -94,7 +94,7 @@ def pip(*words: str, frozen: dict[str, str] | None = None) -> None:
         kept.write_text("".join(f"{name}=={version}\n" for name, version in (frozen or {}).items()))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(kept), *words]
         if subprocess.run(command, check=False).returncode:
-            raise RuntimeError(f"this failed: pip install {' '.join(words)}; pip says above why")
+            raise RuntimeError(f"pip install {' '.join(words)} failed; what pip says above is why")
 
 
 if __name__ == "__main__":

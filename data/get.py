@@ -20,6 +20,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import torch
 from tqdm import tqdm
 
 from psic_core.config import data_dir
@@ -36,9 +37,9 @@ def catalogue() -> dict[str, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download the data sets that are named, or list all; a mistake is one sentence on stderr and exit status 2."""
+    """Download what is named, or list all there is; a mistake is one sentence on stderr and exit status 2."""
     parser = argparse.ArgumentParser("python data/get.py", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to download; without any they are listed")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to download; without any all is listed")
     parser.add_argument("--data-root", help="folder for the data sets (PSIC_DATA_ROOT); made where missing")
     args = parser.parse_args(argv)
     given = args.data_root or os.environ.get("PSIC_DATA_ROOT")
@@ -47,11 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(root)
         return 0
     try:
-        if root is None:
-            raise ValueError("no folder for the data sets: pass --data-root DIR or set PSIC_DATA_ROOT=DIR")
         for name in args.names:
             about = catalogue().get(name, {})
-            if get(name, root):
+            if name in WEIGHTS:
+                for path in weights(name):
+                    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, checksum right")
+            elif root is None:
+                raise ValueError("no folder for the data sets: pass --data-root DIR or set PSIC_DATA_ROOT=DIR")
+            elif get(name, root):
                 print(f"{name}: {about['pictures']:,} pictures in {root / name}; {about['terms']} ({about['home']})")
             else:
                 print(f"{name}: is there, in {root / name}")
@@ -67,13 +71,24 @@ def show(root: Path | None) -> None:
         sizes = [source.get("size") for source in about["sources"]]
         size = "size unknown" if None in sizes else f"{sum(sizes) / 1e6:,.0f} MB"
         there = "is there" if root is not None and is_there(name, root) else ""
-        print(f"{name:16} {size:>12} {about['pictures']:>8,} pictures  {there}".rstrip())
+        what = "weights" if name in WEIGHTS else f"{about['pictures']:>8,} pictures"
+        print(f"{name:16} {size:>12} {what}  {there}".rstrip())
         print(f"{'':16} {about['home']} - {about['terms']}")
 
 
 def is_there(name: str, root: Path) -> bool:
     """Whether a data root has all that a data set needs."""
-    return all((root / name / path).exists() for path in catalogue()[name]["needs"])
+    return name not in WEIGHTS and all((root / name / path).exists() for path in catalogue()[name]["needs"])
+
+
+def weights(name: str) -> list[Path]:
+    """Download weights to where open_clip and ``torch.hub`` look for them; errors as `fetch`."""
+    folders = {"clip": Path("~/.cache/clip").expanduser(), "hub": Path(torch.hub.get_dir()) / "checkpoints"}
+    places = [(source, folders[source["into"]]) for source in catalogue()[name]["sources"]]
+    for source, folder in places:
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch(source, folder)
+    return [folder / source["name"] for source, folder in places]
 
 
 def get(name: str, root: Path) -> bool:
@@ -92,8 +107,8 @@ def get(name: str, root: Path) -> bool:
         ValueError: No such data set, or what was downloaded is not the data set.
         OSError: A file could not be had, or the folder holds something else.
     """
-    if name not in catalogue():
-        raise ValueError(f"no data set {name!r} to get; there are {', '.join(catalogue())}")
+    if name not in LAYOUTS:
+        raise ValueError(f"no data set {name!r} to get; there are {', '.join(LAYOUTS)}")
     if is_there(name, root):
         return False
     about, place, work = catalogue()[name], root / name, root / f"{name}.partial"
@@ -131,7 +146,8 @@ def fetch(source: Mapping[str, Any], folder: Path) -> None:
     then says whether the parts are of one file.
 
     Args:
-        source: ``name``, ``urls`` with mirrors, and where known ``size`` in bytes, ``sha256`` or ``md5`` in hex.
+        source: ``name``, ``urls`` with mirrors, and where known ``size`` in bytes, ``sha256`` (its beginning will do)
+            or ``md5`` in hex.
         folder: That exists.
 
     Raises:
@@ -196,7 +212,7 @@ def _fault(source: Mapping[str, Any], path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
         found[name] = digest.hexdigest()
-    wrong = [k for k, value in found.items() if source.get(k, value) != value]
+    wrong = [k for k, value in found.items() if not str(value).startswith(str(source.get(k, value)))]
     return f"its {wrong[0]} is {found[wrong[0]]}, not {source[wrong[0]]} as published" if wrong else ""
 
 
@@ -237,6 +253,7 @@ def imagenet_sample(files: Path, out: Path) -> None:
     _write(out / "classes.csv", ("index", "synset", "class_name", "file"), rows)
 
 
+WEIGHTS = ("clip",)  # of networks; all else are pictures
 LAYOUTS: dict[str, Callable[[Path, Path], None]] = {
     "flickr8k": flickr8k,
     "kodak": kodak,

@@ -30,7 +30,7 @@ from psic_core.models.images import to_pil, to_tensor
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, read_card
 
-COLAB_SAYS = "On Colab the next cell installs what the session lacks and changes nothing else. Elsewhere it does nothing."
+COLAB_SAYS = "On Colab the next cell installs what the session lacks and changes nothing else; elsewhere it is idle."
 COLAB = Path(__file__).with_name("colab_cell.py")
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
 WIDEST = 1200  # of so many pixels at most

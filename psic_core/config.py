@@ -54,11 +54,29 @@ def data_root(given: str | Path | None = None) -> Path:
     return Path(root)
 
 
-def device() -> "torch.device":
-    """The device for training and evaluation; entropy coding always runs on the CPU."""
+class NoSuchDeviceError(ValueError):
+    """A device that this machine does not have; Jupyter shows the sentence alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def device(name: str | None = None) -> "torch.device":
+    """The device for training and reading; entropy coding always runs on the CPU.
+
+    Args:
+        name: ``cpu`` or ``cuda``; the environment variable ``PSIC_DEVICE`` else; a GPU if there is one else.
+
+    Raises:
+        NoSuchDeviceError: It is not there.
+    """
     import torch  # here, so that the command line need not wait for it
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", *["cuda"] * torch.cuda.is_available()]
+    name = name or os.environ.get("PSIC_DEVICE") or there[-1]
+    if name not in there:
+        raise NoSuchDeviceError(f"no device {name!r}: this machine has {' and '.join(there)}; name one, or none")
+    return torch.device(name)
 
 
 def seed_everything(seed: int) -> None:

@@ -44,6 +44,7 @@ class RunRecipe:
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     dataset: tuple[str, ...] = ()  # other pictures than the recipe's, as in psic train
     target: str | None = None  # another target than the recipe's
+    init: str | None = None  # another codec to start from than the recipe's; random: random weights
     pictures: int | None = None  # train on about so many of the pictures
     dry_run: bool = False  # a few steps of every phase: does it run here at all?
 
@@ -55,7 +56,7 @@ class RunRecipe:
             for name, known in RECIPES.items():
                 print(f"{name:12} {known.about}")
             return
-        chosen = {k: getattr(self, k) for k in ("dataset", "target", "pictures") if getattr(self, k)}
+        chosen = {k: getattr(self, k) for k in ("dataset", "target", "init", "pictures") if getattr(self, k)}
         for path in run_recipe(self.name, self.quality, self.out, self.data_root, self.dry_run, chosen):
             print(path)
 

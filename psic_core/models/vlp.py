@@ -155,8 +155,8 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
     Args:
         name: ``lite-clip`` (offline); ``lite1-clip`` (likewise; to attack beside it); ``lite2-clip`` (likewise; never
             attacked, to measure transfer); ``tiny`` (random weights, for tests); any open_clip model as
-            ``ARCHITECTURE/PRETRAINED``, for example the paper's ``ViT-B-32/openai`` (needs the network once); or
-            several of these joined by ``+``, as an `Ensemble`.
+            ``ARCHITECTURE/PRETRAINED``, for example the paper's ``ViT-B-32/openai`` (needs the network once) or
+            ``ViT-B-32/random`` (the real shapes, meaningless); or several of these joined by ``+``, as an `Ensemble`.
         path: For one of `LITE_CLIPS`: a heads file other than the shipped one.
 
     Raises:
@@ -175,17 +175,29 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
     if architecture not in open_clip.list_models() or not pretrained:
         raise ValueError(f"unknown target {name!r}: use {', '.join(LITE_CLIPS)}, tiny, or ARCHITECTURE/PRETRAINED of "
                          "open_clip, for example ViT-B-32/openai")  # fmt: skip
-    if not open_clip.pretrained.is_pretrained_cfg(architecture, pretrained):
+    if pretrained != "random" and not open_clip.pretrained.is_pretrained_cfg(architecture, pretrained):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
         raise ValueError(f"unknown weights {name!r}; {architecture} has {tags or 'none'}")
-    quick = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"))
     try:
-        model = open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=quick)
+        model = _weighted(architecture, pretrained)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(f"the weights of {name} are neither cached nor reachable: {error}") from error
     config = open_clip.get_model_preprocess_cfg(model)
     size = config["size"][0] if isinstance(config["size"], (tuple, list)) else config["size"]
     return Target(model, open_clip.get_tokenizer(architecture), size, config["mean"], config["std"], name)
+
+
+def _weighted(architecture: str, pretrained: str) -> nn.Module:
+    """An open_clip model with its weights; CLIP's own from where ``python data/get.py clip`` puts them, if they are."""
+    if pretrained == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return open_clip.create_model(architecture)
+    about = open_clip.get_pretrained_cfg(architecture, pretrained)
+    stored = Path("~/.cache/clip").expanduser() / Path(about.get("url", "none")).name
+    if pretrained == "openai" and stored.is_file():
+        return open_clip.load_openai_model(str(stored), "fp32", "cpu")
+    return open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=bool(about.get("quick_gelu")))
 
 
 def _tiny() -> Target:

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from compressai.zoo import image_models
+from compressai.zoo.image import model_architectures, model_urls
+from compressai.zoo.pretrained import load_pretrained
+from torch.hub import load_state_dict_from_url
 
 from psic_core import keys
 from psic_core.codec import PSIC
@@ -84,19 +86,22 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
         model = load_checkpoint(init)
         return with_triggers(model, codec) if model.kind == "plain" else model
     name, _, quality = init.removeprefix("zoo:").partition("/")
-    if name not in image_models or not quality.isdigit():
+    url = model_urls.get(name, {}).get("mse", {}).get(int(quality) if quality.isdigit() else 0)
+    if not url:
         raise ValueError(f"{init!r} names no model: write zoo:ARCHITECTURE/QUALITY, as in zoo:bmshj2018-hyperprior/2")
     try:
-        backbone = image_models[name](int(quality), pretrained=True)
+        state = load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except OSError as error:
         raise FileNotFoundError(f"the weights of {init} are neither cached nor reachable: {error}") from error
+    backbone = model_architectures[name].from_state_dict(load_pretrained(state))
     own = replace(codec, architecture=name, n=backbone.N, m=backbone.M, quality=int(quality))
     return PSIC(backbone, own, keys.secret(PUBLIC_PASSPHRASE))
 
 
 def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
     """A plain codec with fresh triggers of the sizes that ``codec`` names, which are nothing until they are trained."""
-    sizes = {k: getattr(codec, k) for k in ("dim", "hidden", "residual", "ladder", "anchored", "budget")}
+    names = ("dim", "hidden", "residual", "ladder", "anchored", "budget", "reading_side")
+    sizes = {k: getattr(codec, k) for k in names}
     fresh = PSIC.build(replace(model.config, **sizes), model.secret)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "triggers" not in k}, strict=False)
     fresh.kind, fresh.card = model.kind, model.card

@@ -24,7 +24,6 @@ _OURS = ("flickr8k", "scenes")
 _WIDE = CodecConfig(n=128, m=192)  # CompressAI's own width at these rates
 
 
-_GPU_TWO = TrainConfig("two", 12_000, 32, 160, learning_rate=1e-3, gamma=56, **SHIELD)
 _LONG = {"crop": 256, "learning_rate": 5e-4, "warmup": 200, "save_every": 1000, "log_every": 50}
 # fmt: off
 RECIPES = {
@@ -47,10 +46,15 @@ RECIPES = {
         Phase((*_OURS, "photos"), init="codec-q{quality}", target="lite-clip+lite1-clip",
               codec=replace(_WIDE, ladder=24, budget=4.5)),
     ),
-    "zoo": Recipe(
-        "stage two alone, on CompressAI's pretrained hyperprior (network, once); for a GPU",
-        {"two": _GPU_TWO},
-        Phase(_OURS, init="zoo:bmshj2018-hyperprior/{quality}", codec=_WIDE),
+    "clip": Recipe(
+        "notebook 11 as one command: CompressAI's pretrained hyperprior against the paper's CLIP ViT-B/32, at 224 px; "
+        "for a GPU, after python data/get.py clip flickr8k",
+        {
+            "two": TrainConfig("two", 3_000, 32, 224, learning_rate=1e-3, eot=0.5, pool=128, log_every=20, grid=1.0,
+                               budget=24, **SHIELD),
+        },
+        Phase(("flickr8k",), init="zoo:bmshj2018-hyperprior/{quality}", target="ViT-B-32/openai", size=224,
+              codec=replace(_WIDE, ladder=24, budget=8.0, reading_side=224)),
     ),
     "paper": Recipe(
         "the paper's words: additive triggers, two sessions an epoch, batches of 128, CLIP ViT-B/32; give CC3M with "
@@ -77,7 +81,8 @@ def phases(
         quality: One of `RATES`.
         folder: Of the recipe's runs.
         root: The data root.
-        changes: Fields of `Phase` that replace the recipe's: ``dataset``, ``target``, ``pictures``.
+        changes: Fields of `Phase` that replace the recipe's: ``dataset``, ``target``, ``pictures``, ``init``
+            (of the first phase; ``random``: none).
 
     Raises:
         ValueError: Unknown name or quality.
@@ -88,7 +93,9 @@ def phases(
         raise ValueError(f"quality {quality} has no lambda; the rates are {', '.join(map(str, RATES))}")
     recipe, found = RECIPES[name], []
 
-    init = recipe.first.init and recipe.first.init.format(quality=quality)
+    changes = dict(changes or {})
+    init = changes.pop("init", recipe.first.init and recipe.first.init.format(quality=quality))
+    init = None if init == "random" else init
     for stage, config in recipe.phases.items():
         last, rate = config.stage == "two", 3 if stage in recipe.shared else quality
         phase = replace(
@@ -96,7 +103,7 @@ def phases(
             codec=replace(recipe.first.codec, quality=rate),
         )  # fmt: skip
         out = folder / (f"{name}-{stage}" if stage in recipe.shared else f"{name}-q{rate}-{stage}")
-        found.append((replace(config, lmbda=RATES[rate]), replace(phase, **(changes or {})), out))
+        found.append((replace(config, lmbda=RATES[rate]), replace(phase, **changes), out))
         init = str(out / "model.safetensors")
     return found
 

@@ -1,6 +1,5 @@
 """Which parameters each objective of a phase trains, in which precision, and whose turn a step is (section 3.4)."""
 
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from psic_core.codec import PSIC
-from psic_core.config import Precision, TrainConfig
+from psic_core.config import Precision, TrainConfig, device
 
 
 def freeze(model: PSIC, config: TrainConfig, attacks: bool) -> None:
@@ -74,18 +73,18 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     Measured for ScaleHyperprior(128, 192) on 8 x 256 x 256: AMX 5.7 times as fast, AVX512-BF16 2.2 times.
 
     Args:
-        precision: ``auto`` is bfloat16 on a GPU that has it and on a CPU with AMX or AVX512-BF16, else float32.
+        precision: ``auto`` is bfloat16 on a GPU that has it (a T4 emulates it, slowly) and on a CPU with AMX or
+            AVX512-BF16, else float32.
         device: Where the model is.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    gains = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    gains = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if gains else torch.float32
 
 
 def started() -> Accelerator:
     """One process, or all that ``torchrun`` or ``accelerate launch`` has started: gloo on CPUs, NCCL on GPUs."""
     # Accelerate leaves launched processes alone with themselves where there is no GPU, unless told to use the CPU.
-    alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
     patience = timedelta(hours=12)  # the others wait while the first process fills a cache
-    return Accelerator(cpu=alone, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+    return Accelerator(cpu=device().type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])

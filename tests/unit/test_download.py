@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import get as download
+import open_clip
 import pytest
+import torch
+from compressai.models import ScaleHyperprior
+from compressai.zoo.image import model_urls
 from get import fetch, get, unpack
 from PIL import Image
+from torch.nn.functional import normalize
 
-from psic_core.config import data_dir
+from psic_core.config import CodecConfig, data_dir
 from psic_core.datasets.folders import CelebA, Flickr8k, Folder, ImageNetFolder
+from psic_core.models.vlp import load_target
+from psic_core.training.phase import starting_model
 
 BODY = bytes(range(256)) * 3000  # 768,000 bytes: several blocks, no two neighbours alike
 
@@ -213,3 +220,66 @@ def test_what_is_not_the_data_set_is_told(publish: Callable[..., None], tmp_path
     (tmp_path / "flickr8k" / "Images").mkdir(parents=True)
     with pytest.raises(FileExistsError, match=r"is not whole \(Images/, captions\.txt"):
         get("flickr8k", tmp_path)
+
+
+# --- weights, from the server to the models ---------------------------------------------------------
+
+
+class Held(torch.nn.Module):
+    """Tensors by their dotted names, as TorchScript, which is how CLIP's own weights are published."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name in {n.partition(".")[0] for n in tensors}:
+            inner = {n.partition(".")[2]: t for n, t in tensors.items() if n.partition(".")[0] == name}
+            if "" in inner:
+                self.register_buffer(name, inner[""])
+            else:
+                self.add_module(name, Held(inner))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def published(state: dict[str, torch.Tensor], script: bool) -> bytes:
+    buffer = io.BytesIO()
+    if script:
+        torch.jit.save(torch.jit.script(Held(state)), buffer)
+    else:
+        torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_weights_come_to_where_they_are_looked_for(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Served, fetched, checked and loaded: CLIP and a codec of few channels in the place of the published ones."""
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    clip, codec = open_clip.model.CLIP(16, vision, text, quick_gelu=True).half().float(), ScaleHyperprior(8, 12)
+    bodies = [published({n: p.half() for n, p in clip.state_dict().items()}, script=True)]
+    bodies.append(published(codec.state_dict(), script=False))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    digest = hashlib.sha256(bodies[1]).hexdigest()[:8]
+    names = ["ViT-B-32.pt", f"bmshj2018-hyperprior-3-{digest}.pth.tar"]
+    sources = [web.source(n, b, into=i) for n, b, i in zip(names, bodies, ("clip", "hub"), strict=True)]
+    sources[1] |= {"sha256": digest}
+    del sources[1]["size"]
+    monkeypatch.setattr(download, "catalogue", lambda: {"clip": {"sources": sources}})
+    web.cuts = [300_000]
+    assert download.main(["clip"]) == 0
+    asked = len(web.asked)
+    target = load_target("ViT-B-32/openai")
+    x = torch.rand(2, 3, 40, 40)
+    with torch.no_grad():
+        found, true = target.encode_image(x), clip.eval().encode_image(target.preprocess(x))
+    torch.testing.assert_close(found, normalize(true, dim=-1))
+    assert target.size == 32
+    monkeypatch.setitem(model_urls["bmshj2018-hyperprior"]["mse"], 3, f"{web.url}/{names[1]}")
+    model = starting_model("zoo:bmshj2018-hyperprior/3", CodecConfig(dim=16, ladder=4, reading_side=224))
+    assert torch.equal(model.backbone.g_a[0].weight, codec.g_a[0].weight)
+    assert (model.config.n, model.config.m, model.config.quality, model.config.reading_side) == (8, 12, 3, 224)
+    assert model.full_condition().shape == (16,)
+    assert len(web.asked) == asked  # from where they lie
+    with pytest.raises(ValueError, match="names no model"):
+        starting_model("zoo:bmshj2018-hyperprior/9", CodecConfig())

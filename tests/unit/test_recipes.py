@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 import test_webdataset
-from compressai.models import ScaleHyperprior
 from safetensors import safe_open
 
 from psic_core.app.cli import main
 from psic_core.config import CodecConfig
-from psic_core.training import phase as phase_module
 from psic_core.training.checkpoints import load_checkpoint, read_card
-from psic_core.training.phase import starting_model
 from psic_core.training.recipes import RATES, RECIPES, phases, run_recipe
 from psic_core.triggers import Additive
 
@@ -97,16 +94,10 @@ def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
 # --- where a phase starts from ----------------------------------------------------------------------
 
 
-def test_a_model_of_the_zoo_gets_triggers(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-
-    def zoo(quality: int, pretrained: bool) -> ScaleHyperprior:
-        asked.append((quality, pretrained))
-        return ScaleHyperprior(8, 12)
-
-    monkeypatch.setitem(phase_module.image_models, "bmshj2018-hyperprior", zoo)
-    ((_, phase, _),) = phases("zoo", 3, Path("runs"))
-    model = starting_model(phase.init, SMALL)
-    assert asked == [(3, True)]
-    assert (model.config.n, model.config.m, model.config.quality, model.config.dim) == (8, 12, 3, 16)
-    assert model.full_condition().shape == (16,)
+def test_the_clip_recipe_runs_without_a_network(small: None, tmp_path: Path):
+    """Random weights in the place of CompressAI's and of CLIP's."""
+    command = ["recipe", "clip", "-o", str(tmp_path), "--dry-run", "--init", "random", "--target", "tiny",
+               "--dataset", "scenes"]  # fmt: skip
+    assert main(command) == 0
+    card = read_card(tmp_path / "dry-run" / "psic-q2.safetensors")["card"]
+    assert [(p["init"], p["target"], p["config"]["budget"]) for p in card["history"]] == [(None, "tiny", 24)]

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pip("--no-deps", *(f"{r.name}{r.specifier}" for r in wanted if r.name == ALONE))
         if not (args.keep and "psic-core" in before):
             pip("--no-deps", "--editable", str(ROOT))
-        changed = [f"{n} {v} -> {installed().get(n)}" for n, v in before.items() if installed().get(n) != v]
+        after = installed()
+        changed = [f"{n} {v} -> {after.get(n)}" for n, v in before.items() if after.get(n) != v]
         if args.keep and changed:
             raise RuntimeError(f"packages changed that should have stayed: {', '.join(changed)}; restart the session")
     except (ValueError, RuntimeError) as error:

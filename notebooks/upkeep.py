@@ -207,9 +207,8 @@ def course_table() -> str:
         colab = f"[Colab](https://colab.research.google.com/github/{owner}/blob/main/notebooks/{path.name})"
         solution = f"[solutions](notebooks/solutions/{path.name})"
         title = f"[{path.stem[:2]} {about['title']}](notebooks/{path.name})"
-        minutes = f"{about['minutes_cpu']} / {about['minutes_gpu']}"
-        rows.append([title, about["goal"], minutes, f"{colab}, {solution}"])
-    return tables.markdown(["notebook", "goal", "minutes, CPU / GPU", "open"], rows)
+        rows.append([title, about["goal"], about["minutes_cpu"], about["gpu"], f"{colab}, {solution}"])
+    return tables.markdown(["notebook", "goal", "minutes on two cores", "a GPU", "open"], rows)
 
 
 def with_colab(path: Path) -> str:

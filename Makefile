@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes .venv first where it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo check test tutorial outputs lab bench matrix fuzz results format clean
+.PHONY: help demo check test tutorial outputs lab bench matrix colab fuzz results format clean
 
 # The first of these that is CPython 3.10 to 3.13 makes .venv; `make demo PYTHON=...` chooses another.
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10
@@ -49,6 +49,9 @@ lab: .venv/.installed ## open the notebooks in JupyterLab
 
 matrix: .venv/.installed ## write 50 pictures under twelve CPU settings and read each in all others (an hour)
 	PYTHONPATH=. $(RUN) tests/portability.py
+
+colab: ## replay the Colab cell in an environment of Colab's own versions (needs CPython 3.13; ten minutes)
+	python3.13 tests/colab.py build/colab
 
 fuzz: .venv/.installed ## decode 5,000 altered files, in 4 GB and 10 seconds each
 	PYTHONPATH=. $(RUN) tests/mutants.py

@@ -51,10 +51,10 @@ RECIPES = {
         "for a GPU, after python data/get.py clip flickr8k",
         {
             "two": TrainConfig("two", 3_000, 32, 224, learning_rate=1e-3, eot=0.5, pool=128, log_every=20, grid=1.0,
-                               budget=24, **SHIELD),
+                               first_budget=14, **SHIELD),
         },
         Phase(("flickr8k",), init="zoo:bmshj2018-hyperprior/{quality}", target="ViT-B-32/openai", size=224,
-              codec=replace(_WIDE, ladder=24, budget=8.0, reading_side=224)),
+              codec=replace(_WIDE, ladder=24, budget=4.5, reading_side=224)),
     ),
     "paper": Recipe(
         "the paper's words: additive triggers, two sessions an epoch, batches of 128, CLIP ViT-B/32; give CC3M with "

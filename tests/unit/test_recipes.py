@@ -100,4 +100,4 @@ def test_the_clip_recipe_runs_without_a_network(small: None, tmp_path: Path):
                "--dataset", "scenes"]  # fmt: skip
     assert main(command) == 0
     card = read_card(tmp_path / "dry-run" / "psic-q2.safetensors")["card"]
-    assert [(p["init"], p["target"], p["config"]["budget"]) for p in card["history"]] == [(None, "tiny", 24)]
+    assert [(p["init"], p["target"], p["config"]["first_budget"]) for p in card["history"]] == [(None, "tiny", 14)]

@@ -19,11 +19,11 @@ Layout, little-endian (n strings)::
      41+4n         chunks: type (4 letters), length of the content (4), CRC-32 of type and content (4), content
        ...         payload: the strings, end to end
 
-A chunk ``SLOT`` is a keyword slot (`psic_core.keys`). A chunk whose type begins with a small letter may be ignored by
-who does not know it; one that begins with a capital may not.
+A chunk ``SLOT`` is a keyword slot (`psic_core.keys`). ``CODE`` or ``SEAL``, of which a file has one at most, holds a
+shield made for the photo (`psic_core.models.delta`), open or sealed. A chunk whose type begins with a small letter may
+be ignored by who does not know it; one that begins with a capital may not.
 
-What is coded never depends on a key: another keyword changes its slot and nothing else. The checksums find accidents,
-not forgeries. Nothing here authenticates the sender.
+What is coded never depends on a key. The checksums find accidents, not forgeries: nothing authenticates the sender.
 """
 
 import struct
@@ -56,6 +56,7 @@ _FIXED = struct.Struct("<4sBBBB8sIIIIIB")
 _CHUNK = struct.Struct("<4sII")
 CHUNK_BYTES = _CHUNK.size  # of a chunk besides its content
 _SLOT = b"SLOT"
+CARRIED, SEALED = b"CODE", b"SEAL"
 _PORTABLE = 1
 _U32_MAX = 2**32 - 1
 _IDS = {name: index for index, name in enumerate(ARCHITECTURES)} | {CUSTOM: CUSTOM_ID}
@@ -97,6 +98,11 @@ class Stream(NamedTuple):
     def size(self) -> tuple[int, int]:
         """Height and width of the picture in pixels."""
         return self.height, self.width
+
+    @property
+    def shield(self) -> tuple[bytes, bytes]:
+        """The chunk of a shield made for the photo, ``CODE`` or ``SEAL``, and its content; else two empty strings."""
+        return next((c for c in self.chunks if c[0] in (CARRIED, SEALED)), (b"", b""))
 
 
 def header_bytes(strings: int) -> int:
@@ -165,8 +171,8 @@ def too_large(height: int, width: int, max_pixels: int) -> str:
 def describe(data: bytes) -> dict[str, Any]:
     """Summarise a .psic file in JSON types, as ``psic info --json`` prints it.
 
-    Height and width are in pixels, ``bpp`` is bits of the whole file per pixel, ``keywords`` is
-    the number of slots. Raises as `unpack` does, but takes pictures of every size.
+    Height and width are in pixels, ``bpp`` is bits of the whole file per pixel, ``keywords`` is the number of slots,
+    ``shield`` is trained, carried or sealed. Raises as `unpack` does, but takes pictures of every size.
     """
     stream = unpack(data, MAX_SIDE**2)
     header, payload = header_bytes(len(stream.strings)), sum(map(len, stream.strings))
@@ -181,6 +187,7 @@ def describe(data: bytes) -> dict[str, Any]:
         "bytes": {"total": len(data), "header": header, "chunks": len(data) - header - payload, "payload": payload},
         "bpp": 8 * len(data) / (stream.height * stream.width),
         "keywords": len(stream.slots),
+        "shield": {CARRIED: "carried", SEALED: "sealed"}.get(stream.shield[0], "trained"),
     }
 
 
@@ -215,7 +222,7 @@ def _chunks(data: bytes) -> tuple[tuple[bytes, ...], tuple[tuple[bytes, bytes], 
 
 
 def _check_start(data: bytes) -> None:
-    """Check magic, version and that the fixed part of the header is there."""
+    """Check magic, version and length of the fixed part."""
     start, version = data[: len(MAGIC)], data[len(MAGIC) : len(MAGIC) + 1]
     if not data:
         raise BitstreamError("not a .psic file: it is empty")
@@ -275,9 +282,10 @@ def _check(stream: Stream) -> None:
         _sized(f"keyword slot {index}", slot, keys.SLOT_BYTES, keys.SLOT_BYTES)
     for kind, content in stream.chunks:
         _sized("chunk type", kind, 4, 4)
-        if not kind.isalpha() or kind[:1].isupper():
+        if kind not in (CARRIED, SEALED) and (not kind.isalpha() or kind[:1].isupper()):
             raise BitstreamError(f"chunk {kind!r} is none that this code knows: update psic_core")
         _sized(f"chunk {kind!r}", content, 0, MAX_CHUNK)
+    _whole("number of shields made for the photo", sum(k in (CARRIED, SEALED) for k, _ in stream.chunks), 0, 1)
 
 
 def _whole(what: str, value: object, low: int, high: int) -> None:

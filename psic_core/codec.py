@@ -3,9 +3,11 @@
 Shen et al., ICML 2025, https://proceedings.mlr.press/v267/.
 """
 
+import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from compressai.models import CompressionModel
@@ -18,9 +20,11 @@ from psic_core.bitstream import MAX_PIXELS, BitstreamError, Stream
 from psic_core.config import PUBLIC_SECRET, CodecConfig
 from psic_core.models import tiles
 from psic_core.models.compressai import LatentTap, build_backbone, default_sizes, dissect, identify, split_stages
+from psic_core.models.delta import Adapted, enlarged, from_code, reading_size
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import one_picture, pad_to, to_pil
-from psic_core.shield import AnySize, Latents, Pictures
+from psic_core.models.vlp import Target
+from psic_core.shield import AnySize, Latents, Pictures, carried
 from psic_core.triggers import ConditionalSynthesis
 
 
@@ -176,37 +180,54 @@ class PSIC(AnySize):
     def compress(
         self,
         image: Image.Image | Float[Tensor, "*batch 3 height width"],
-        keyword: str | None = None,
+        keyword: str | Sequence[str] | None = None,
         *,
         quality: int | None = None,
         tile: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        adapt: Literal["carried", "sealed"] | None = None,
+        target: Target | None = None,
     ) -> bytes:
         """Encode one picture of any size to a ``.psic`` file.
 
         Args:
             image: A Pillow picture of any mode, or floats in [0, 1].
-            keyword: Seals the model's secret into the file, so that it decodes the full version.
+            keyword: Seals the model's secret into the file, so that it decodes the full version; or several of them.
             quality: Level of a variable-rate model, from 0; ``None`` is the configuration's.
             tile: Side in pixels of the windows that bound memory; 0 never tiles, ``None`` above 4 megapixels.
             max_pixels: Larger pictures are refused.
+            adapt: A shield searched for this photo. ``carried``: its code lies open in the file and is added to the
+                protected version. ``sealed``: it is in the picture that is coded, and its code is encrypted for the
+                keywords; without one, nobody has a full version. ``None``: the trained triggers.
+            target: The readers to search against; `psic_core.training.search.READERS` where ``None``.
 
         Raises:
             ValueError: No single RGB picture in [0, 1]; model not float32 on the CPU; no secret; no such quality.
         """
         x, quality = one_picture(image, max_pixels), self.coder.checked_quality(quality, self.config.quality)
-        if keyword is not None:
+        keywords = [] if keyword is None else [keyword] if isinstance(keyword, str) else list(keyword)
+        sealed, size, side = adapt == "sealed", (x.shape[-2], x.shape[-1]), self.config.reading_side
+        if keywords and not sealed:
             self.full_condition()  # raises where the secret is missing
-        height, width = x.shape[-2:]
-        coded = self.coder.encode(pad_to(x, self.factor), quality, tiles.tile_for(height, width, tile))
+        if adapt is not None:
+            from psic_core.training import search  # above this module: its readers, and platforms in its loop
+        if sealed:
+            code = search.sealed(x, side, target)
+            x = (x + enlarged(from_code(code, reading_size(size, side)).delta, size)).clamp(0, 1)
+        coded = self.coder.encode(pad_to(x, self.factor), quality, tiles.tile_for(*size, tile))
         name, portable, fingerprint = self.config.architecture, self.coder.portable, self.coder.current
         if not portable and not self._warned:
             warnings.warn(f"files of {name} are not portable: another machine may not open them", stacklevel=2)
             self._warned = True
-        stream = Stream(name, quality, portable, fingerprint, height, width, coded.strings, coded.checksum)
-        if keyword is not None:
-            stream = stream._replace(slots=(keys.seal(self.secret, keyword, bitstream.binding(stream)),))
-        return bitstream.pack(stream)
+        stream = Stream(name, quality, portable, fingerprint, *size, coded.strings, coded.checksum)
+        bound, secret = bitstream.binding(stream), os.urandom(keys.SECRET_BYTES) if sealed else self.secret
+        if adapt == "carried":
+            code = search.carried(self, self.picture(coded.y_hat, size, None, tile, Adapted(0, None)), x, target)
+            stream = stream._replace(chunks=((bitstream.CARRIED, carried(code, stream)),))
+        elif sealed:  # without a keyword the code is lost, and the chunk says that the triggers rest
+            content = keys.seal_code(secret, code, bound) if keywords else b""
+            stream = stream._replace(chunks=((bitstream.SEALED, content),))
+        return bitstream.pack(stream._replace(slots=tuple(keys.seal(secret, words, bound) for words in keywords)))
 
     def decompress(
         self, stream: bytes, keyword: str | None = None, *, tile: int | None = None, max_pixels: int = MAX_PIXELS
@@ -226,10 +247,9 @@ class PSIC(AnySize):
             ValueError: The keyword is blank.
         """
         unpacked = bitstream.unpack(stream, max_pixels)
-        secret = self.opened(unpacked, keyword)
-        condition = None if secret is None else keys.condition(secret, self.config.dim)
-        image = to_pil(self.picture(self.latents(unpacked), unpacked.size, condition, tile))
-        image.info["version"] = "full" if secret is not None and self.owns(secret) else "protected"
+        version, condition, adapted = self.version_of(unpacked, keyword)
+        image = to_pil(self.picture(self.latents(unpacked), unpacked.size, condition, tile, adapted))
+        image.info["version"] = "full" if version == "full" else "protected"
         return image
 
     def decompress_tensor(
@@ -237,9 +257,8 @@ class PSIC(AnySize):
     ) -> Float[Tensor, "1 3 height width"]:
         """`decompress` as floats in [0, 1], before rounding to 8 bits."""
         unpacked = bitstream.unpack(stream)
-        y_hat = self.latents(unpacked)
-        beta = self.condition_of(unpacked, keyword)
-        return self.picture(y_hat, unpacked.size, beta, tile)
+        _, condition, adapted = self.version_of(unpacked, keyword)
+        return self.picture(self.latents(unpacked), unpacked.size, condition, tile, adapted)
 
     def latents(self, stream: Stream) -> Float[Tensor, "1 m h w"]:
         """Entropy-decode a stream: the y_hat that every version of the picture starts from.
@@ -262,18 +281,6 @@ class PSIC(AnySize):
             other = "" if self.coder.portable else ", or coded on a machine whose arithmetic differs"
             raise BitstreamError(f"the latents decode to other values than were coded: the file is damaged{other}")
         return coded.y_hat
-
-    def opened(self, stream: Stream, keyword: str | None) -> bytes | None:
-        """The secret that a keyword gives for a file: a slot's, else that of the words as the owner's passphrase."""
-        if keyword is None:
-            return None
-        found = (keys.open_slot(slot, keyword, bitstream.binding(stream)) for slot in stream.slots)
-        return next((secret for secret in found if secret is not None), None) or keys.secret(keyword)
-
-    def condition_of(self, stream: Stream, keyword: str | None) -> Float[Tensor, " dim"] | None:
-        """What a keyword means for a file, as `opened`; ``None`` decodes protected."""
-        secret = self.opened(stream, keyword)
-        return None if secret is None else keys.condition(secret, self.config.dim)
 
     def fingerprint(self) -> bytes:
         """8 bytes of SHA-256 over encoder and entropy model: equal exactly where streams are interchangeable."""

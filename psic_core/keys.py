@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ _SECRET_SALT = b"psic_core.keys.secret.v2"
 _CHECK_LABEL = b"psic_core.keys.check.v1"
 _CONDITION_LABEL = b"psic_core.keys.condition.v1"
 _SLOT_LABEL = b"psic_core.keys.slot.v2"
+_CODE_LABEL = b"psic_core.keys.code.v1"
 _NONCE = bytes(12)  # constant: the salt gives every slot a key of its own
 
 
@@ -159,6 +162,30 @@ def open_slot(slot: bytes, keyword: str, bound: bytes) -> bytes | None:
         return cipher.decrypt(_NONCE, sealed, _SLOT_LABEL + bound)
     except InvalidTag:
         return None
+
+
+def seal_code(content_key: bytes, code: bytes, bound: bytes) -> bytes:
+    """Encrypt and authenticate what one file keeps for its keywords (ChaCha20-Poly1305).
+
+    Args:
+        content_key: 16 random bytes, of this file alone, since the nonce is constant; its slots hold them.
+        code: What is to be kept.
+        bound: As for `seal`.
+    """
+    return _code_cipher(content_key).encrypt(_NONCE, code, _CODE_LABEL + bound)
+
+
+def open_code(content_key: bytes, sealed: bytes, bound: bytes) -> bytes | None:
+    """What `seal_code` was given, or ``None`` where key or file are others, or a bit has changed."""
+    try:
+        return _code_cipher(content_key).decrypt(_NONCE, sealed, _CODE_LABEL + bound)
+    except InvalidTag:
+        return None
+
+
+def _code_cipher(content_key: bytes) -> ChaCha20Poly1305:
+    _check_secret(content_key)
+    return ChaCha20Poly1305(HKDF(SHA256(), 32, salt=None, info=_CODE_LABEL).derive(content_key))
 
 
 def rekey(model: Keyed, old: bytes, new: bytes) -> None:

@@ -4,16 +4,20 @@ A reader scales a photo down before it looks, and what is finer than its pixels 
 own size (Eq. 3) are a texture of a few pixels, which protects thumbnails and nothing else.
 """
 
+import hashlib
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.transforms.functional import InterpolationMode, resize
 
+from psic_core import bitstream, keys
+from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import CodecConfig
 from psic_core.models import tiles
+from psic_core.models.delta import Adapted, enlarged, from_code, reading_size, reduced
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import pad_to
 from psic_core.triggers import ConditionalSynthesis
@@ -62,6 +66,14 @@ def within_budget(delta: Pictures, x_hat_f: Pictures, budget: float) -> Pictures
     return delta * (budget / energy(delta, x_hat_f).clamp_min(1e-9)).sqrt().clamp_max(1)
 
 
+class Version(NamedTuple):
+    """What a keyword makes of a file."""
+
+    name: str  # full, protected, or wrong keyword, which is protected too
+    condition: Float[Tensor, " dim"] | None
+    adapted: Adapted | None  # of a shield that was made for the photo
+
+
 class AnySize(nn.Module):
     """What a `psic_core.PSIC` makes of latents, for pictures of every size.
 
@@ -88,6 +100,7 @@ class AnySize(nn.Module):
         size: tuple[int, int],
         condition: Float[Tensor, " dim"] | None = None,
         tile: int | None = None,
+        adapted: Adapted | None = None,
     ) -> Pictures:
         """Pictures under a condition, in [0, 1].
 
@@ -100,39 +113,73 @@ class AnySize(nn.Module):
             size: Height and width of the pictures in pixels.
             condition: ``None`` and the zero vector decode protected.
             tile: Side in pixels of the windows in which a large picture is decoded, as for `PSIC.compress`.
+            adapted: A change found for this picture, beside the share of the triggers' that it stands on.
         """
-        full = self._is_full(condition)
+        full = self._is_full(condition) or (adapted is not None and adapted.triggers == 0)
         small = min(size) <= self.config.reading_side
-        if small and not full and not self.config.budget:
+        if small and not full and adapted is None and not self.config.budget:
             return self.synthesize(y_hat, condition)[..., : size[0], : size[1]].clamp(0, 1)
         cell, tile, g_s = self.coder.cell, tiles.tile_for(*size, tile), self._full
         large = tile and max(y_hat.shape[-2:]) * cell > tile
         x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
         x_hat = x_hat[..., : size[0], : size[1]]
-        if full:
-            return x_hat.clamp(0, 1)
-        x_hat_e = self.synthesize(y_hat, condition)[..., : size[0], : size[1]] if small else None
-        delta = self.delta(x_hat, condition) if x_hat_e is None else self._bounded(x_hat_e - x_hat, x_hat)
-        return (x_hat + functional.interpolate(delta, size, mode="bicubic")).clamp(0, 1)
+        share, found = adapted or (1.0, None)
+        if not full:
+            x_hat_e = self.synthesize(y_hat, condition)[..., : size[0], : size[1]] if small else None
+            delta = self.delta(x_hat, condition) if x_hat_e is None else self._bounded(x_hat_e - x_hat, x_hat)
+            x_hat = x_hat + share * enlarged(delta, size)
+        if found is not None:
+            x_hat = x_hat + enlarged(found, size)
+        return x_hat.clamp(0, 1)
 
     def delta(
         self, x_hat_f: Pictures, condition: Float[Tensor, " dim"] | None = None
     ) -> Float[Tensor, "batch 3 small_height small_width"]:
-        """What the triggers of a condition change in full pictures scaled to a shorter side of R.
+        """What the triggers of a condition change in full pictures scaled to a shorter side of R, at most.
 
         Args:
-            x_hat_f: Pictures in [0, 1] whose shorter side is R or more.
+            x_hat_f: Pictures in [0, 1].
             condition: As for `picture`.
         """
-        scale = self.config.reading_side / min(x_hat_f.shape[-2:])
-        size = [round(side * scale) for side in x_hat_f.shape[-2:]]
-        s = resize(x_hat_f.clamp(0, 1), size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        s = reduced(x_hat_f, self.config.reading_side)
         y_hat = self.quantised_latents(pad_to(s, self.factor))
-        delta = (self.synthesize(y_hat, condition) - self._full(y_hat))[..., : size[0], : size[1]]
+        delta = (self.synthesize(y_hat, condition) - self._full(y_hat))[..., : s.shape[-2], : s.shape[-1]]
         return self._bounded(delta, s)
 
     def _bounded(self, delta: Pictures, x_hat_f: Pictures) -> Pictures:
         return within_budget(delta, x_hat_f, self.config.budget) if self.config.budget else delta
+
+    def opened(self, stream: Stream, keyword: str | None) -> bytes | None:
+        """The secret that a keyword gives for a file: a slot's, else that of the words as the owner's passphrase."""
+        return None if keyword is None else _from_slot(stream, keyword) or keys.secret(keyword)
+
+    def version_of(self, stream: Stream, keyword: str | None) -> Version:
+        """Which version a keyword decodes, and how; the owner's passphrase does too, unless the file is sealed.
+
+        Raises:
+            BitstreamError: The code of a shield that was made for the photo is damaged, or another file's.
+        """
+        kind, content = stream.shield
+        size = reading_size(stream.size, self.config.reading_side)
+        if kind == bitstream.SEALED:
+            key = _from_slot(stream, keyword) if keyword is not None else None
+            if key is None:
+                return Version("protected" if keyword is None else "wrong keyword", None, Adapted(0.0, None))
+            code = keys.open_code(key, content, bitstream.binding(stream))
+            if code is None:
+                raise BitstreamError("the sealed code of the shield is damaged, or another file's; use another copy")
+            return Version("full", None, Adapted(0.0, -from_code(code, size).delta))
+        adapted = None
+        if kind == bitstream.CARRIED:
+            code = content[4:]
+            if content[:4] != carried(code, stream)[:4]:
+                raise BitstreamError("the code of the shield is another file's; use another copy")
+            adapted = from_code(code, size)
+        secret = self.opened(stream, keyword)
+        condition = None if secret is None else keys.condition(secret, self.config.dim)
+        if secret is not None and self.owns(secret):
+            return Version("full", condition, None)
+        return Version("protected" if secret is None else "wrong keyword", condition, adapted)
 
     @cached_property
     def context(self) -> int:
@@ -147,3 +194,18 @@ class AnySize(nn.Module):
         if condition is None or self.secret is None:
             return self.kind == "plain"
         return self.kind == "plain" or torch.equal(condition, self.full_condition().to(condition.device))
+
+
+def carried(code: bytes, stream: Stream) -> bytes:
+    """The content of a chunk that carries a code, bound to its file by a hash of both.
+
+    Not by a CRC: the header ends in its own, and the CRC of anything that does is the same.
+    """
+    return hashlib.sha256(bitstream.binding(stream) + code).digest()[:4] + code
+
+
+def _from_slot(stream: Stream, keyword: str) -> bytes | None:
+    if unknown := [slot[0] for slot in stream.slots if slot[0] not in keys.COSTS]:
+        raise BitstreamError(f"a keyword slot names key derivation {unknown[0]}, which this code lacks")
+    found = (keys.open_slot(slot, keyword, bitstream.binding(stream)) for slot in stream.slots)
+    return next((secret for secret in found if secret is not None), None)

@@ -19,6 +19,7 @@ import torch
 from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError
 from psic_core.codec import PSIC
+from psic_core.models.delta import Adapted
 
 GIGABYTES, SECONDS = 4, 10.0
 
@@ -33,11 +34,11 @@ def rebuilt(header: bytearray, strings: list[bytes], chunks: list[tuple[bytes, b
 
 
 def mutants(data: bytes, number: int, seed: int = 0) -> Iterator[bytes]:
-    """So many altered copies of a file with two strings and a keyword slot; each has one to three alterations."""
+    """So many altered copies of a file with two strings and some chunks; each has one to three alterations."""
     rng, stream = random.Random(seed), bitstream.unpack(data)
     while number:
         header, strings, skew = bytearray(data[:37]), list(stream.strings), 0
-        chunks = [(b"SLOT", slot) for slot in stream.slots]
+        chunks = [*((b"SLOT", slot) for slot in stream.slots), *stream.chunks]
         for _ in range(rng.choice((1, 1, 2, 3))):
             what = rng.choice(("size", "size", "field", "string", "string", "string", "strings", "chunks", "skew"))
             if what == "size":
@@ -78,6 +79,12 @@ def _string(rng: random.Random, string: bytes) -> bytes:
 
 
 def _chunks(rng: random.Random, chunks: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    made = [c for c in chunks if c[0] in (bitstream.CARRIED, bitstream.SEALED)]
+    if made and rng.random() < 0.7:
+        (kind, content), others = made[0], [c for c in chunks if c not in made]
+        other = bitstream.CARRIED if kind == bitstream.SEALED else bitstream.SEALED
+        altered = (kind, _string(rng, content)), (other, content), (kind, bytes(5000)), (kind, content[:4])
+        return [*others, rng.choice(altered)]
     return rng.choice((
         [], chunks * 2, chunks * 17, [*chunks, (b"note", rng.randbytes(20))], [(b"note", bytes(5000)), *chunks],
         [(b"Note", b"")], [(b"SLOT", rng.randbytes(keys.SLOT_BYTES))], [(b"SLOT", rng.randbytes(3))],
@@ -85,11 +92,16 @@ def _chunks(rng: random.Random, chunks: list[tuple[bytes, bytes]]) -> list[tuple
     ))  # fmt: skip
 
 
-def outcome(model: PSIC, mutant: bytes, coded: torch.Tensor) -> str:
-    """``refused``, ``same latents``, or what must not be."""
+def outcome(
+    model: PSIC, mutant: bytes, coded: torch.Tensor, keyword: str | None = None, adapted: Adapted | None = None
+) -> str:
+    """``refused``, ``same latents``, or what must not be: ``adapted`` is what the keyword gives of the whole file."""
     started = time.perf_counter()
     try:
-        same = torch.equal(model.latents(bitstream.unpack(mutant)), coded)
+        stream = bitstream.unpack(mutant)
+        same, found = torch.equal(model.latents(stream), coded), model.version_of(stream, keyword).adapted
+        if found is not None and found.delta is not None:  # nothing is right too: the chunk, or its slot, is gone
+            same = same and torch.equal(found.delta, adapted.delta)
         found = "same latents" if same else "WRONG LATENTS"
     except BitstreamError:
         found = "refused"
@@ -112,11 +124,12 @@ def main() -> None:
     args = p.parse_args()
     resource.setrlimit(resource.RLIMIT_DATA, (GIGABYTES * 2**30, GIGABYTES * 2**30))
     model = load_checkpoint(args.checkpoint)
-    file = model.compress(to_tensor(Image.fromarray(photos.chelsea())), "my cat")
-    coded, found, slowest = model.latents(bitstream.unpack(file)), Counter(), 0.0
+    file = model.compress(to_tensor(Image.fromarray(photos.chelsea())), "my cat", adapt="carried")
+    stream, found, slowest = bitstream.unpack(file), Counter(), 0.0
+    coded, adapted = model.latents(stream), model.version_of(stream, None).adapted
     for mutant in mutants(file, args.mutants):
         started = time.perf_counter()
-        found[outcome(model, mutant, coded)] += 1
+        found[outcome(model, mutant, coded, adapted=adapted)] += 1
         slowest = max(slowest, time.perf_counter() - started)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"outcomes": found, "slowest_s": round(slowest, 2), "memory_gb": round(memory, 2)}, indent=1))

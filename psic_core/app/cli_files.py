@@ -48,13 +48,15 @@ class Encode(Coding):
     photo: Positional[Path]  # or a folder
     passphrase: str = ""  # the owner's, where the checkpoint does not hold its secret; - and PSIC_PASSPHRASE as above
     quality: int | None = None  # level of a variable-rate model, from 0
+    # a shield searched for each photo: in the file, or in the picture itself, which only a keyword takes out again
+    adapt: Literal["carried", "sealed"] | None = None
 
     def run(self) -> None:
         """Encode."""
         from psic_core.bitstream import describe
 
         passphrase = private(self.passphrase, "passphrase", "PSIC_PASSPHRASE")
-        version, _ = self.make(self.photo, "encode", passphrase=passphrase, quality=self.quality)
+        version, _ = self.make(self.photo, "encode", passphrase=passphrase, quality=self.quality, adapt=self.adapt)
         if version:
             facts = describe(self.output.read_bytes())
             size = f"{facts['bytes']['total']} bytes, {facts['bpp']:.3f} bpp, {facts['width']}x{facts['height']}"

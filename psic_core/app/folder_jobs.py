@@ -55,6 +55,7 @@ class Work:
     quality: int | None = None
     tile: int | None = None
     max_pixels: int = MAX_PIXELS
+    adapt: Literal["carried", "sealed"] | None = None
 
 
 class Record:
@@ -72,6 +73,7 @@ class Record:
         mark = keys.mark(work.keyword, self.salt).hex() if work.keyword else None  # as costly to guess from as a slot
         checkpoint = facts(find_checkpoint(work.checkpoint))
         self.how = {"task": work.task, "checkpoint": checkpoint, "quality": work.quality, "keyword": mark}
+        self.how["adapt"] = work.adapt
 
     def fault(self, job: Job) -> str:
         """Why an output that is there is not what is asked for, or nothing."""
@@ -216,6 +218,10 @@ def load(work: Work) -> PSIC:
     if work.passphrase:
         model.unlock(work.passphrase)
     model.coder.checked_quality(work.quality, model.config.quality)
+    if work.adapt == "sealed":
+        if not work.keyword and not multiprocessing.parent_process():
+            say("sealed without a keyword: nobody will ever decode a full version of these files, you neither")
+        return model
     if work.task == "encode" and work.keyword and model.secret is None:
         raise ValueError("this checkpoint does not hold its secret; pass --passphrase PASSPHRASE")
     public = model.secret == PUBLIC_SECRET or model.card.get("public")
@@ -250,7 +256,7 @@ def make(job: Job, work: Work, model: PSIC, known: Record | None = None) -> str:
         options = {"tile": work.tile, "max_pixels": work.max_pixels}
         if work.task == "encode":
             image = load_image(job.source, work.max_pixels)
-            partial.write_bytes(model.compress(image, work.keyword, quality=work.quality, **options))
+            partial.write_bytes(model.compress(image, work.keyword, quality=work.quality, adapt=work.adapt, **options))
             version = "with a keyword" if work.keyword else "without keyword"
         else:
             image = model.decompress(job.source.read_bytes(), work.keyword, **options)

@@ -7,6 +7,7 @@ Python setting a control's ``.value`` does what a hand in Jupyter does.
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,25 +21,26 @@ from torch import Tensor
 
 from psic_core import bitstream
 from psic_core.app import figures
+from psic_core.app.words import InputError, prompt_list
 from psic_core.codec import PSIC
 from psic_core.metrics import psnr
 from psic_core.models.images import load_image, to_pil, to_tensor
 from psic_core.models.vlp import Target
+from psic_core.shield import Version
 
 MODES = ("original", "full", "protected", "wrong keyword")
-
-
-class InputError(ValueError):
-    """What the reader has typed or uploaded cannot be used; the sentence says what to do."""
+SHIELDS = ("trained", "carried", "sealed")
 
 
 class Lab(traitlets.HasTraits):
     """Photos and everything made from them, each once: a redraw decodes nothing that was decoded before.
 
-    The model is on the CPU and holds its secret; uploads are scaled to a shorter side of ``side`` pixels.
+    The model is on the CPU and holds its secret; uploads are scaled to a shorter side of ``side`` pixels. ``shield``
+    says how photos are protected.
     """
 
     photos = traitlets.Dict()
+    shield = traitlets.Enum(SHIELDS, "trained")
 
     def __init__(self, model: PSIC, target: Target, photos: Mapping[str, Image.Image], side: int = 160) -> None:
         super().__init__(photos=dict(photos))
@@ -55,24 +57,28 @@ class Lab(traitlets.HasTraits):
         """The photo's ``.psic`` file, sealed with a keyword."""
         if not keyword:
             raise InputError("The file needs a keyword: type one under “sealed with”.")
-        return self._once(("file", photo, keyword), lambda: self.model.compress(self.photos[photo], keyword))
+        make = partial(self.model.compress, adapt=None if self.shield == "trained" else self.shield)
+        return self._once(("file", self.shield, photo, keyword), lambda: make(self.photos[photo], keyword))
 
     def condition(self, photo: str, keyword: str, tried: str) -> tuple[str, Float[Tensor, " dim"] | None]:
         """What the words ``tried`` mean for the file that ``keyword`` seals: a version, and its condition."""
-        stream = bitstream.unpack(self.file(photo, keyword))
-        beta = self._once(("condition", photo, keyword, tried), lambda: self.model.condition_of(stream, tried or None))
-        if beta is None:
-            return "protected", None
-        return ("full" if torch.equal(beta, self.model.full_condition()) else "wrong keyword"), beta
+        name, condition, _ = self._version(photo, keyword, tried)
+        return name, self.model.full_condition() if name == "full" else condition
+
+    def _version(self, photo: str, keyword: str, tried: str) -> Version:
+        key, stream = ("version", self.shield, photo, keyword, tried), bitstream.unpack(self.file(photo, keyword))
+        return self._once(key, lambda: self.model.version_of(stream, tried or None))
 
     def picture(self, photo: str, keyword: str, beta: Float[Tensor, " dim"] | None) -> Image.Image:
         """The file decoded under a condition; ``None`` and the zero vector are one: protected."""
-        stream = bitstream.unpack(self.file(photo, keyword))
+        stream, adapted = bitstream.unpack(self.file(photo, keyword)), None
         key = b"" if beta is None or not beta.any() else beta.numpy().tobytes()
-        y_hat = self._once(("latents", photo, keyword), lambda: self.model.latents(stream))
-        return self._once(
-            ("picture", photo, keyword, key), lambda: to_pil(self.model.picture(y_hat, stream.size, beta))
-        )
+        y_hat = self._once(("latents", self.shield, photo, keyword), lambda: self.model.latents(stream))
+        if self.shield != "trained":
+            full = beta is not None and torch.equal(beta, self.model.full_condition())
+            adapted = self._version(photo, keyword, keyword if full else "").adapted
+        shown = partial(self.model.picture, y_hat, stream.size, beta, adapted=adapted)
+        return self._once(("picture", self.shield, photo, keyword, key), lambda: to_pil(shown()))
 
     @property
     def decoded(self) -> int:
@@ -137,14 +143,6 @@ def wiped(left: Image.Image, right: Image.Image, share: float) -> Image.Image:
     both = right.copy()
     both.paste(left.crop((0, 0, round(share * left.width), left.height)))
     return both
-
-
-def prompt_list(text: str) -> list[str]:
-    """Prompts, one a line; empty lines and repetitions are left out."""
-    prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not 2 <= len(prompts) <= 12:
-        raise InputError(f"Type 2 to 12 different prompts, one a line; here are {len(prompts)}.")
-    return prompts
 
 
 def read_upload(content: bytes | memoryview, name: str) -> Image.Image:
@@ -217,10 +215,12 @@ class ModeSwitch(Panel):
         self.sealed = Text(keyword, description="sealed with", continuous_update=False)
         self.tried = Text("", description="you type", placeholder="no keyword", continuous_update=False)
         self.version = ToggleButtons(options=MODES, value="protected", description="version")
+        self.shield = ToggleButtons(options=SHIELDS, value=lab.shield, description="shield")
         self.wrong = wrong
-        super().__init__(lab, prompts, self.upload, self.sealed, self.tried, self.version)
+        super().__init__(lab, prompts, self.upload, self.sealed, self.tried, self.shield, self.version)
 
     def _sync(self, control: Any) -> None:
+        self.lab.shield = self.shield.value
         if control is self.upload and self.upload.value:
             file = self.upload.value[-1]
             self.lab.add(file["name"].rpartition(".")[0], read_upload(file["content"], file["name"]))

@@ -51,3 +51,15 @@ def sentence(error: BaseException) -> str:
 def say(message: Warning | str, *_: object) -> None:
     """A warning as a sentence on stderr; takes the place of `warnings.showwarning`."""
     print(f"psic: {message}", file=sys.stderr)
+
+
+class InputError(ValueError):
+    """What the reader has typed or uploaded cannot be used; the sentence says what to do."""
+
+
+def prompt_list(text: str) -> list[str]:
+    """Prompts, one a line; empty lines and repetitions are left out."""
+    prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not 2 <= len(prompts) <= 12:
+        raise InputError(f"Type 2 to 12 different prompts, one a line; here are {len(prompts)}.")
+    return prompts

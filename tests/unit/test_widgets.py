@@ -23,7 +23,8 @@ from psic_core.app.widgets import (
 )
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
-from psic_core.models.vlp import Target
+from psic_core.models.vlp import Target, load_target
+from psic_core.training import search
 
 KEYWORD, WRONG = "my cat is called Chelsea", "my cat is called Whiskers"
 PROMPTS = "a cat\nan astronaut\na cup of coffee"
@@ -87,7 +88,7 @@ def calls(model: PSIC, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return counting
 
-    for name in ("compress", "latents", "synthesize", "condition_of"):
+    for name in ("compress", "latents", "synthesize", "version_of"):
         monkeypatch.setattr(model, name, count(name))
     return counted
 
@@ -162,12 +163,29 @@ def test_nothing_is_made_twice(lab: Lab, calls: Counter[str]):
             slider.t.value = t
         switch.prompts.value, switch.prompts.value = "one\ntwo", PROMPTS
     # Conditions: none, the wrong one, half and nine tenths of the key's; under the key itself nothing is synthesised.
-    assert calls == {"compress": 1, "latents": 1, "synthesize": 4, "condition_of": 3}
+    assert calls == {"compress": 1, "latents": 1, "synthesize": 4, "version_of": 3}
     assert lab.decoded == 5
     switch.sealed.value = "other words"  # another file
     assert calls["compress"] == calls["latents"] == 2
     switch.photo.value = "coffee"
     assert calls["compress"] == calls["latents"] == 3
+
+
+def test_every_shield_shows_its_two_versions(lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "readers", lambda: load_target("tiny"))
+    switch = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS)
+    for shield in ("carried", "sealed"):
+        switch.shield.value = shield
+        seen = {}
+        for version in ("full", "protected", "wrong keyword"):
+            switch.version.value = version
+            seen[version] = shown(switch)
+            assert switch.version.value == version
+            words = {"full": KEYWORD, "protected": None, "wrong keyword": WRONG}[version]
+            beta = lab.condition("cat", KEYWORD, words or "")[1]
+            assert pixels(lab.picture("cat", KEYWORD, beta)) == decoded(lab, words)
+        assert seen["full"] != seen["protected"]
+    assert seen["protected"] == seen["wrong keyword"], "the triggers rest in a sealed file"
 
 
 # --- the mode switch --------------------------------------------------------------------------------

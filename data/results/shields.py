@@ -1,0 +1,161 @@
+"""The three shields side by side, attack by attack: ``python data/results/shields.py codec-q3 coco kodak --limit 24``.
+
+Every picture is coded to real files at the size that it has. A triggers' column appears where the checkpoint has
+triggers. What was read is kept in ``--cache``, so that a run that was stopped goes on; the JSON counts what is there.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from open_clip import IMAGENET_CLASSNAMES
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from psic_core import bitstream
+from psic_core.codec import PSIC
+from psic_core.config import data_dir
+from psic_core.datasets.eval_sets import EvalSet, eval_set
+from psic_core.lab.evaluate import write_json
+from psic_core.lab.passes import Texts
+from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.lab.tasks import task_results
+from psic_core.metrics import attack_success_rate, psnr, ssimulacra2
+from psic_core.models.delta import Adapted
+from psic_core.models.images import round_to_8_bits
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.checkpoints import load_checkpoint, provenance
+
+READERS = ("lite-clip", "lite1-clip", "lite2-clip")
+KEYWORD = "my words"
+SHOWN = (*(f"JPEG {q}" for q in (75, 30)), "half size and back", "crop to 75 %", "screenshot")
+TASKS = ("i2t", "t2i_single", "classification", "attributes")
+
+
+def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What is done to a published picture; the decoder's triggers rest where it is coded again."""
+    plain = load_checkpoint(model.card["path"], plain=model.kind == "psic")
+    chosen = {name: PLATFORMS[name] for name in SHOWN} | {"median 3 × 3": DENOISERS["median 3 × 3"]}
+    return {"as published": lambda x: x, **chosen, "coded again, triggers left out": recoded(plain)}
+
+
+def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Target]) -> tuple[dict[str, Tensor], dict]:
+    """One picture: features by ``reader|attack|version``, and figures."""
+    facts, pictures, words = {}, {}, KEYWORD if model.secret else None
+    for name in ("trained", *(("carried", "sealed"))):
+        if name == "trained" and model.kind == "plain":
+            continue
+        started = time.process_time()
+        data = model.compress(x, KEYWORD if name == "sealed" else words, adapt=None if name == "trained" else name)
+        facts[f"seconds {name}"] = time.process_time() - started
+        pictures[name], stream = model.decompress_tensor(data), bitstream.unpack(data)
+        facts |= {f"bytes {name}": len(data), f"code {name}": len(stream.shield[1])}
+        y_hat = model.latents(stream)
+        if name != "sealed":
+            pictures["plain"] = model.picture(y_hat, stream.size, None, None, Adapted(0.0, None))
+            facts["bytes plain"] = len(data) - sum(len(c) + bitstream.CHUNK_BYTES for _, c in stream.chunks)
+            facts["bytes plain"] -= sum(len(s) + bitstream.CHUNK_BYTES for s in stream.slots)
+            if words and not torch.equal(model.decompress_tensor(data, words), pictures["plain"]):
+                raise ValueError(f"the full version of a {name} file is not the plain codec's picture")
+        else:
+            pictures["sealed, full"] = model.decompress_tensor(data, KEYWORD)
+    pictures = {name: round_to_8_bits(p) for name, p in pictures.items()} | {"original": x}
+    facts |= {f"psnr {name}": psnr(p, x) for name, p in pictures.items() if name != "original"}
+    for name in ("trained", "carried", "sealed"):
+        if name in pictures:
+            full = pictures["sealed, full" if name == "sealed" else "plain"]
+            facts |= {
+                f"change {name}": psnr(pictures[name], full),
+                f"ssimulacra2 {name}": ssimulacra2(pictures[name], x),
+            }
+    facts |= {f"ssimulacra2 {name}": ssimulacra2(pictures[name], x) for name in ("plain", "sealed, full")}
+    seen = {}
+    for attack, process in done.items():
+        for version, picture in pictures.items():
+            if attack != "as published" and version in ("original", "sealed, full"):
+                continue
+            for reader in readers if attack == "as published" else readers[:1]:
+                seen[f"{reader.name}|{attack}|{version}"] = reader.encode_image(process(picture))[0].clone()
+    return seen, facts
+
+
+def report(data: EvalSet, kept: list[tuple[dict[str, Tensor], dict]], readers: list[Target], cache: Path) -> dict:
+    """Rates among what is right on the plain codec's picture, as `psic_core.metrics.attack_success_rate`."""
+    figures = {key: [facts[key] for _, facts in kept] for key in kept[0][1]}
+    mean = {key: float(np.mean(values)) for key, values in figures.items()}
+    size = {k: sum(figures[f"bytes {k}"]) / sum(figures["bytes plain"]) for k in ("carried", "sealed")}
+    rows = []
+    for reader in readers:
+        texts = Texts(reader, cache)
+        names = {tuple(key.split("|")[1:]) for key in kept[0][0] if key.startswith(f"{reader.name}|")}
+        seen = {n: torch.stack([features["|".join((reader.name, *n))] for features, _ in kept]) for n in names}
+        plain = seen["as published", "plain"]
+        by = {"plain": plain, "original": seen["as published", "original"]}
+        by |= {"|".join(n): f for n, f in seen.items()}
+        if data.classes and data.labels is None:  # nothing is known: what the reader says of the plain picture counts
+            by["original"] = plain
+        correct = task_results(by, data, texts)
+        for attack in dict.fromkeys(a for a, _ in names):
+            for task in (t for t in TASKS if t in correct):
+                right, groups = correct[task]
+                rates = {
+                    v: attack_success_rate(right["plain"], right[f"{attack}|{v}"], groups)._asdict()
+                    for a, v in sorted(names) if a == attack and v != "original"
+                }  # fmt: skip
+                rows.append({"reader": reader.name, "attack": attack, "task": task, "asr": rates})
+    return {"n": data.size, "mean": mean, "size": size, "rows": rows}
+
+
+def limited(name: str, root: str, limit: int) -> EvalSet:
+    """So many of a set's pictures, spread over it, as they are."""
+    data = eval_set(name, root, side=0)
+    chosen = np.linspace(0, data.size - 1, min(limit, data.size)).round().astype(int).tolist()
+    return EvalSet(
+        name, len(chosen), lambda i: data.picture(chosen[i]), data.captions and [data.captions[i] for i in chosen],
+        data.classes or (tuple(dict.fromkeys(IMAGENET_CLASSNAMES)) if name == "kodak" else None),
+        data.labels if data.labels is None else data.labels[chosen], data.templates[:1], data.attribute_prompts,
+        data.attributes if data.attributes is None else data.attributes[chosen],
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure, and write ``shields-CHECKPOINT-DATASET.json``."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("checkpoint")
+    p.add_argument("dataset", nargs="+")
+    p.add_argument("--data-root")
+    p.add_argument("--limit", type=int, default=24)
+    p.add_argument("--cache", type=Path, default=Path("build/shields"))
+    p.add_argument("--out", type=Path, default=data_dir() / "results")
+    args = p.parse_args()
+    model, readers = load_checkpoint(args.checkpoint), [load_target(name) for name in READERS]
+    model.card["path"] = args.checkpoint
+    done = attacks(model)
+    for name in args.dataset:
+        data, kept, folder = (
+            limited(name, args.data_root, args.limit),
+            [],
+            args.cache / Path(args.checkpoint).stem / name,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in tqdm(range(data.size), name, disable=None):
+            file = folder / f"{i} of {data.size}.safetensors"
+            if not file.is_file():
+                with torch.enable_grad():
+                    seen, facts = measure(model, data.picture(i)[None], done, readers)
+                save_file({k: v.detach() for k, v in seen.items()}, file.with_suffix(".part"))
+                file.with_suffix(".json").write_text(json.dumps(facts))
+                file.with_suffix(".part").rename(file)
+            kept.append((load_file(file), json.loads(file.with_suffix(".json").read_text())))
+        about = {"checkpoint": args.checkpoint, "dataset": name, "provenance": provenance()}
+        write_json(about | report(data, kept, readers, args.cache), args.out / f"shields-{args.checkpoint}-{name}.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,11 +21,12 @@ from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.config import data_dir
 from psic_core.datasets.eval_sets import EvalSet, eval_set
+from psic_core.lab import limits
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.passes import Texts
 from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
-from psic_core.metrics import attack_success_rate, psnr, ssimulacra2
+from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
 from psic_core.models.delta import Adapted
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import Target, load_target
@@ -33,21 +34,24 @@ from psic_core.training.checkpoints import load_checkpoint, provenance
 
 READERS = ("lite-clip", "lite1-clip", "lite2-clip")
 KEYWORD = "my words"
-SHOWN = (*(f"JPEG {q}" for q in (75, 30)), "half size and back", "crop to 75 %", "screenshot")
-TASKS = ("i2t", "t2i_single", "classification", "attributes")
+SHIELDS = ("trained", "carried", "sealed")
+SHOWN = ("JPEG 75", "JPEG 30", "half size and back", "crop to 75 %", "screenshot")
+PUBLISHED, AGAIN = "as published", "coded again, triggers left out"
+DECODER = "triggers and code left out of the program"
+LEVELS = {PUBLISHED: "none", "median 3 × 3": "denoisers", AGAIN: "rival", DECODER: "stream"}
 
 
 def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
     """What is done to a published picture; the decoder's triggers rest where it is coded again."""
     plain = load_checkpoint(model.card["path"], plain=model.kind == "psic")
     chosen = {name: PLATFORMS[name] for name in SHOWN} | {"median 3 × 3": DENOISERS["median 3 × 3"]}
-    return {"as published": lambda x: x, **chosen, "coded again, triggers left out": recoded(plain)}
+    return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain)}
 
 
 def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Target]) -> tuple[dict[str, Tensor], dict]:
     """One picture: features by ``reader|attack|version``, and figures."""
-    facts, pictures, words = {}, {}, KEYWORD if model.secret else None
-    for name in ("trained", *(("carried", "sealed"))):
+    facts, pictures, opened, words = {}, {}, {}, KEYWORD if model.secret else None
+    for name in SHIELDS:
         if name == "trained" and model.kind == "plain":
             continue
         started = time.process_time()
@@ -56,17 +60,18 @@ def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Tar
         pictures[name], stream = model.decompress_tensor(data), bitstream.unpack(data)
         facts |= {f"bytes {name}": len(data), f"code {name}": len(stream.shield[1])}
         y_hat = model.latents(stream)
+        opened[name] = round_to_8_bits(model.picture(y_hat, stream.size, None, None, Adapted(0.0, None)))
         if name != "sealed":
-            pictures["plain"] = model.picture(y_hat, stream.size, None, None, Adapted(0.0, None))
+            pictures["plain"] = opened[name]
             facts["bytes plain"] = len(data) - sum(len(c) + bitstream.CHUNK_BYTES for _, c in stream.chunks)
             facts["bytes plain"] -= sum(len(s) + bitstream.CHUNK_BYTES for s in stream.slots)
-            if words and not torch.equal(model.decompress_tensor(data, words), pictures["plain"]):
+            if words and not torch.equal(round_to_8_bits(model.decompress_tensor(data, words)), pictures["plain"]):
                 raise ValueError(f"the full version of a {name} file is not the plain codec's picture")
         else:
             pictures["sealed, full"] = model.decompress_tensor(data, KEYWORD)
     pictures = {name: round_to_8_bits(p) for name, p in pictures.items()} | {"original": x}
     facts |= {f"psnr {name}": psnr(p, x) for name, p in pictures.items() if name != "original"}
-    for name in ("trained", "carried", "sealed"):
+    for name in SHIELDS:
         if name in pictures:
             full = pictures["sealed, full" if name == "sealed" else "plain"]
             facts |= {
@@ -77,38 +82,41 @@ def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Tar
     seen = {}
     for attack, process in done.items():
         for version, picture in pictures.items():
-            if attack != "as published" and version in ("original", "sealed, full"):
+            if attack != PUBLISHED and version in ("original", "sealed, full"):
                 continue
-            for reader in readers if attack == "as published" else readers[:1]:
+            for reader in readers if attack == PUBLISHED else readers[:1]:
                 seen[f"{reader.name}|{attack}|{version}"] = reader.encode_image(process(picture))[0].clone()
+    for version, picture in ({"plain": pictures["plain"]} | opened).items():
+        seen[f"{readers[0].name}|{DECODER}|{version}"] = readers[0].encode_image(picture)[0].clone()
     return seen, facts
 
 
 def report(data: EvalSet, kept: list[tuple[dict[str, Tensor], dict]], readers: list[Target], cache: Path) -> dict:
-    """Rates among what is right on the plain codec's picture, as `psic_core.metrics.attack_success_rate`."""
+    """Rows as `psic_core.lab.robustness.Robustness.add` makes them, so that its tables and charts show these."""
     figures = {key: [facts[key] for _, facts in kept] for key in kept[0][1]}
-    mean = {key: float(np.mean(values)) for key, values in figures.items()}
-    size = {k: sum(figures[f"bytes {k}"]) / sum(figures["bytes plain"]) for k in ("carried", "sealed")}
+    models = [name for name in SHIELDS if f"bytes {name}" in figures]
+    size = {name: sum(figures[f"bytes {name}"]) / sum(figures["bytes plain"]) for name in models}
     rows = []
     for reader in readers:
-        texts = Texts(reader, cache)
-        names = {tuple(key.split("|")[1:]) for key in kept[0][0] if key.startswith(f"{reader.name}|")}
-        seen = {n: torch.stack([features["|".join((reader.name, *n))] for features, _ in kept]) for n in names}
-        plain = seen["as published", "plain"]
-        by = {"plain": plain, "original": seen["as published", "original"]}
-        by |= {"|".join(n): f for n, f in seen.items()}
-        if data.classes and data.labels is None:  # nothing is known: what the reader says of the plain picture counts
-            by["original"] = plain
-        correct = task_results(by, data, texts)
-        for attack in dict.fromkeys(a for a, _ in names):
-            for task in (t for t in TASKS if t in correct):
-                right, groups = correct[task]
-                rates = {
-                    v: attack_success_rate(right["plain"], right[f"{attack}|{v}"], groups)._asdict()
-                    for a, v in sorted(names) if a == attack and v != "original"
-                }  # fmt: skip
-                rows.append({"reader": reader.name, "attack": attack, "task": task, "asr": rates})
-    return {"n": data.size, "mean": mean, "size": size, "rows": rows}
+        names = [key.split("|")[1:] for key in kept[0][0] if key.startswith(f"{reader.name}|")]
+        seen = {"|".join(n): torch.stack([f["|".join((reader.name, *n))] for f, _ in kept]) for n in names}
+        plain = seen[f"{PUBLISHED}|plain"]
+        seen |= {"plain": plain, "original": plain if data.labels is None else seen[f"{PUBLISHED}|original"]}
+        correct = {t: c for t, c in task_results(seen, data, Texts(reader, cache)).items() if t != "t2i"}
+        for attack in dict.fromkeys(attack for attack, _ in names):
+            rates = {}
+            for version in ("plain", *models, "sealed, full"):
+                if f"{attack}|{version}" in seen:
+                    flips = {t: count_flips(c["plain"], c[f"{attack}|{version}"], g) for t, (c, g) in correct.items()}
+                    rates[version] = {task: flip_rate([f])._asdict() for task, f in flips.items()}
+                    rates[version]["mean"] = flip_rate(list(flips.values()))._asdict()
+            level, named = LEVELS.get(attack, "platforms"), attack
+            if attack == PUBLISHED and reader is not readers[0]:
+                level, named = "unseen", f"read by {reader.name}"
+            rows.append({"level": level, "attack": named, "null": rates.pop("plain"), "asr": rates})
+    rows.sort(key=lambda row: list(limits.LEVELS).index(row["level"]))
+    mean = {key: float(np.mean(values)) for key, values in figures.items()}
+    return {"models": models, "n": data.size, "mean": mean, "size": size, "rows": rows}
 
 
 def limited(name: str, root: str, limit: int) -> EvalSet:

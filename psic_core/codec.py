@@ -20,7 +20,7 @@ from psic_core.bitstream import MAX_PIXELS, BitstreamError, Stream
 from psic_core.config import PUBLIC_SECRET, CodecConfig
 from psic_core.models import tiles
 from psic_core.models.compressai import LatentTap, build_backbone, default_sizes, dissect, identify, split_stages
-from psic_core.models.delta import Adapted, enlarged, from_code, reading_size
+from psic_core.models.delta import Adapted, enlarged
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import one_picture, pad_to, to_pil
 from psic_core.models.vlp import Target
@@ -207,25 +207,26 @@ class PSIC(AnySize):
         x, quality = one_picture(image, max_pixels), self.coder.checked_quality(quality, self.config.quality)
         keywords = [] if keyword is None else [keyword] if isinstance(keyword, str) else list(keyword)
         sealed, size, side = adapt == "sealed", (x.shape[-2], x.shape[-1]), self.config.reading_side
+        if adapt not in (None, "carried", "sealed"):
+            raise ValueError(f"adapt is {adapt!r}; give carried, sealed, or None for the trained triggers")
         if keywords and not sealed:
             self.full_condition()  # raises where the secret is missing
         if adapt is not None:
             from psic_core.training import search  # above this module: its readers, and platforms in its loop
-        if sealed:
-            code = search.sealed(x, side, target)
-            x = (x + enlarged(from_code(code, reading_size(size, side)).delta, size)).clamp(0, 1)
-        coded = self.coder.encode(pad_to(x, self.factor), quality, tiles.tile_for(*size, tile))
+        shown = (x + enlarged(search.sealed(self, x, target), size)).clamp(0, 1) if sealed else x
+        coded = self.coder.encode(pad_to(shown, self.factor), quality, tiles.tile_for(*size, tile))
         name, portable, fingerprint = self.config.architecture, self.coder.portable, self.coder.current
         if not portable and not self._warned:
             warnings.warn(f"files of {name} are not portable: another machine may not open them", stacklevel=2)
             self._warned = True
         stream = Stream(name, quality, portable, fingerprint, *size, coded.strings, coded.checksum)
         bound, secret = bitstream.binding(stream), os.urandom(keys.SECRET_BYTES) if sealed else self.secret
+        x_hat = self.picture(coded.y_hat, size, None, tile, Adapted(0.0, None)) if adapt else None
         if adapt == "carried":
-            code = search.carried(self, self.picture(coded.y_hat, size, None, tile, Adapted(0, None)), x, target)
+            code = search.carried(self, x_hat, x, target)
             stream = stream._replace(chunks=((bitstream.CARRIED, carried(code, stream)),))
         elif sealed:  # without a keyword the code is lost, and the chunk says that the triggers rest
-            content = keys.seal_code(secret, code, bound) if keywords else b""
+            content = keys.seal_code(secret, search.correction(x, x_hat, side), bound) if keywords else b""
             stream = stream._replace(chunks=((bitstream.SEALED, content),))
         return bitstream.pack(stream._replace(slots=tuple(keys.seal(secret, words, bound) for words in keywords)))
 

@@ -168,7 +168,7 @@ class AnySize(nn.Module):
             code = keys.open_code(key, content, bitstream.binding(stream))
             if code is None:
                 raise BitstreamError("the sealed code of the shield is damaged, or another file's; use another copy")
-            return Version("full", None, Adapted(0.0, -from_code(code, size).delta))
+            return Version("full", None, Adapted(0.0, from_code(code, size).delta))
         adapted = None
         if kind == bitstream.CARRIED:
             code = content[4:]

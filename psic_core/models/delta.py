@@ -70,6 +70,12 @@ def cosines(c: Coefficients, size: tuple[int, int]) -> Float[Tensor, "1 3 height
     return torch.einsum("kc,nkhw->nchw", _COLOURS.to(c), rows.T @ c @ columns)
 
 
+def coefficients(x: Float[Tensor, "1 3 height width"], kept: tuple[int, int]) -> Coefficients:
+    """The transpose of `cosines`: a picture's DCT coefficients, as many of each axis as are kept."""
+    rows, columns = (_basis(n, k).to(x) for n, k in zip(x.shape[-2:], kept, strict=True))
+    return torch.einsum("kc,nchw->nkhw", _COLOURS.to(x), rows @ x @ columns.T)
+
+
 def _basis(n: int, frequencies: int) -> Float[Tensor, "frequencies n"]:
     k, i = torch.arange(frequencies, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     return torch.cos(math.pi * k * (i + 0.5) / n) * torch.where(k == 0, 1 / n, 2 / n).sqrt()

@@ -13,14 +13,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.codec import PSIC
-from psic_core.models.delta import MAX_SIGNS, Coefficients, band, cosines, reduced, to_code
-from psic_core.models.images import round_to_8_bits
+from psic_core.models.delta import (
+    BAND,
+    MAX_SIGNS,
+    Adapted,
+    Coefficients,
+    band,
+    coefficients,
+    cosines,
+    enlarged,
+    reading_size,
+    reduced,
+    to_code,
+)
+from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.platforms import random_platform_transform
 
 READERS = "lite-clip+lite1-clip"
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
-CARRIED, SEALED = 43.0, 46.0  # dB of the change
+CARRIED, SEALED = 46.0, 38.0  # dB of the change at the reader's scale; the codec keeps a part of the sealed one
+COPIES = (1.5, 2.0, 2.5)  # shorter sides, in units of R, at which a sealed shield goes through the codec
+DENSITY_SEALED, SEALED_BAND = 0.03, 0.3  # of its correction; of the change
 TRIGGERS = 0.0  # share of the triggers' change under a carried shield
 PLATFORMS = 0.5  # of the steps look at the picture as a platform hands it on
 MEMORY = 0.9  # of the gradients, from step to step
@@ -43,12 +57,53 @@ def carried(model: PSIC, x_hat_f: Picture, x: Picture, target: Target | None = N
     return to_code(*search(shown, reduced(x, side), CARRIED, target), share)
 
 
-def sealed(x: Picture, side: int, target: Target | None = None) -> bytes:
-    """The code of a change that, added to the photo x before it is coded, hides it; ``side`` is R."""
-    small = reduced(x, side)
-    return to_code(*search(small, small, SEALED, target))
+@torch.enable_grad()
+def sealed(
+    model: PSIC, x: Picture, target: Target | None = None, steps: int = 18, seed: int = 0
+) -> Float[Tensor, "1 3 small_height small_width"]:
+    """A change at the reader's scale that, added to the photo x before it is coded, hides it.
+
+    Each step codes a copy of the photo, at one of `COPIES`, reads what is decoded, and takes the gradient there
+    for that of the change (backward pass differentiable approximation, Athalye et al., ICML 2018): what the codec would
+    not keep is outvoted. Nobody has to code this change, so that it is not sparse.
+    """
+    target, side = target or readers(), model.config.reading_side
+    small, copies = reduced(x, side), [reduced(x, round(side * scale)) for scale in COPIES]
+    kept, rng = tuple(math.ceil(SEALED_BAND * n) for n in small.shape[-2:]), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        was = target.encode_image(small)
+    total = 1e-3 * torch.randn(1, 3, *kept, generator=rng)
+    for step in tqdm(range(steps), "shield", leave=False, disable=None):
+        copy = copies[step % len(copies)]
+        size = tuple(copy.shape[-2:])
+        changed = (copy + enlarged(_at(total, SEALED, small), size)).clamp(0, 1)
+        y_hat = model.quantised_latents(pad_to(changed, model.factor))
+        shown = reduced(round_to_8_bits(model.picture(y_hat, size, adapted=Adapted(0.0, None))), side).requires_grad_()
+        seen = target.encode_image(random_platform_transform(shown, float(step % 2), rng))
+        (gradient,) = torch.autograd.grad((seen * was).sum(), shown)
+        gradient = coefficients(gradient, kept)
+        total = MEMORY * total - gradient / gradient.norm().clamp_min(1e-12)
+    return _at(total, SEALED, small)
 
 
+def correction(x: Picture, x_hat: Picture, side: int) -> bytes:
+    """The code of what takes a sealed shield out again: at the reader's scale, from what was decoded to the photo."""
+    error = coefficients(reduced(x_hat, side) - reduced(x, side), band(reading_size(tuple(x.shape[-2:]), side)))
+    signs = largest(error, _count(error.shape[-2:], DENSITY_SEALED / BAND**2))
+    return to_code(-signs, 255 * float((error * signs).sum() / signs.abs().sum().clamp_min(1)))
+
+
+def _at(total: Coefficients, level: float, x: Picture) -> Picture:
+    """Coefficients as a change of a picture, at a PSNR in dB."""
+    change = cosines(total, tuple(x.shape[-2:]))
+    return change * math.sqrt(x.numel()) * 10 ** (-level / 20) / change.norm().clamp_min(1e-12)
+
+
+def _count(size: tuple[int, int], density: float) -> int:
+    return max(1, min(MAX_SIGNS, round(density * size[0] * size[1])))
+
+
+@torch.enable_grad()
 def search(
     shown: Picture, truth: Picture, level: float, target: Target | None = None, steps: int = 24, seed: int = 0
 ) -> tuple[Coefficients, float]:
@@ -69,7 +124,7 @@ def search(
         Signs and amplitude for `psic_core.models.delta.to_code`: the last step's, since all have one strength.
     """
     target, size = target or readers(), tuple(shown.shape[-2:])
-    count = max(1, min(MAX_SIGNS, round(DENSITY * size[0] * size[1])))
+    count = _count(size, DENSITY)
     amplitude = 255 * math.sqrt(shown.numel() / count) * 10 ** (-level / 20)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():

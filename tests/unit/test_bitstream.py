@@ -212,6 +212,7 @@ def test_describe_adds_up_and_is_json():
         "bytes": {"total": 265, "header": 49, "chunks": 139, "payload": 77},
         "bpp": pytest.approx(8 * 265 / (120 * 161)),
         "keywords": 2,
+        "shield": "trained",
     }
     with pytest.raises(BitstreamError, match="file ends"):
         describe(DATA[:-3])

@@ -50,6 +50,8 @@ def measure(batch: int, precision: str) -> dict[str, str | int | float]:
 
 
 if __name__ == "__main__":
+    rows = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        rows = [pool.apply(measure, row) for row in ROWS]
-    Path(sys.argv[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        for row in ROWS:
+            rows.append(pool.apply(measure, row))
+            Path(sys.argv[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

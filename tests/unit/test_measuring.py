@@ -97,7 +97,7 @@ def test_rd_measures_real_files(folder: Path, tmp_path: Path, capsys: pytest.Cap
     out = tmp_path / "rd.json"
     psic("rd", "--checkpoints", *names, "--dataset", "kodak", "--data-root", folder, "--json", out)
     report = json.loads(out.read_text())
-    assert "BD-PSNR of plain against webp" in capsys.readouterr().out
+    assert "BD-PSNR of plain against published" in capsys.readouterr().out
     point, model = report["points"][str(names[1])], build(2)
     data = eval_set("kodak", folder)
     files = [model.compress(data.picture(i)[None]) for i in range(2)]

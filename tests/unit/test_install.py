@@ -43,13 +43,13 @@ def test_compressai_comes_alone_and_last(asked: Callable[..., list[list[str]]]):
 def test_what_is_there_stays(asked: Callable[..., list[list[str]]], capsys: pytest.CaptureFixture[str]):
     names = {install.canonicalize_name(r.name): "1" for r in install.requirements()}
     lacking = {name: v for name, v in names.items() if name not in ("tyro", "kornia", "compressai")}
-    first, second, third = asked("--keep", **(lacking | {"numpy": "2.1.3"}))
-    assert "numpy==2.1.3\n" in first[0]
+    first, second, third = asked("--keep", **(lacking | {"numpy": "1.26.2"}))
+    assert "numpy==1.26.2\n" in first[0]
     assert sorted(install.Requirement(word).name for word in first[1:]) == ["kornia", "tyro"]
     assert second[0] == ""  # --no-deps changes nothing
     assert third[-1] == str(install.ROOT)
     said = capsys.readouterr().out
-    assert "torch 1 stays; tested with >=2.6" in said
+    assert "torch 1 stays; tested with " in said
     assert "numpy" not in said
     assert asked("--keep", **names, **{"psic-core": "0.1.0"}) == []  # a second time
 
@@ -60,5 +60,5 @@ def test_failures_are_sentences(asked: Callable[..., list[list[str]]], capsys: p
     assert "install.py: pip install torch" in capsys.readouterr().err
     asked("labs")
     assert capsys.readouterr().err == "install.py: no extra 'labs'; there are lab, test\n"
-    asked("--keep", numpy="2.1.3", after={"numpy": "1.26.4"})
-    assert "numpy 2.1.3 -> 1.26.4; restart the session" in capsys.readouterr().err
+    asked("--keep", numpy="1.26.2", after={"numpy": "1.26.4"})
+    assert "numpy 1.26.2 -> 1.26.4; restart the session" in capsys.readouterr().err

@@ -35,7 +35,6 @@ DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a phot
 CARRIED, SEALED = 43.5, 38.0  # dB of the change at the reader's scale; the codec keeps a part of the sealed one
 COPIES = (1.5, 2.0, 2.5)  # shorter sides, in units of R, at which a sealed shield goes through the codec
 DENSITY_SEALED, SEALED_BAND = 0.03, 0.3  # of its correction; of the change
-TRIGGERS = 0.0  # share of the triggers' change under a carried shield
 PLATFORMS = 0.5  # of the steps look at the picture as a platform hands it on
 MEMORY = 0.9  # of the gradients, from step to step
 
@@ -49,12 +48,9 @@ def readers(name: str = READERS) -> Target:
 
 
 def carried(model: PSIC, x_hat_f: Picture, x: Picture, target: Target | None = None) -> bytes:
-    """The code of a change that, added to the full version, hides the photo x."""
-    side, share = model.config.reading_side, TRIGGERS if model.kind == "psic" else 0.0
-    shown = reduced(x_hat_f, side)
-    if share:
-        shown = (shown + share * model.delta(x_hat_f)).clamp(0, 1)
-    return to_code(*search(shown, reduced(x, side), CARRIED, target), share)
+    """The code of a change that, added to the full version, hides the photo x; the triggers rest."""
+    side = model.config.reading_side
+    return to_code(*search(reduced(x_hat_f, side), reduced(x, side), CARRIED, target))
 
 
 @torch.enable_grad()

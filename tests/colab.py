@@ -2,7 +2,7 @@
 
 Makes an environment with what Colab's CPython 3.13 runtime had in August 2026, runs the cell there twice, and compares
 the versions before and after: what was there must stay. Then the session protects a photo, and its own Jupyter, with
-ipywidgets 7, executes notebooks 00 and 05. Takes Python's package index, 6 GB of disk and ten minutes.
+ipywidgets 7, executes notebooks 00 and 06. Takes Python's package index, 6 GB of disk and ten minutes.
 """
 
 import re
@@ -61,7 +61,7 @@ def main(folder: Path) -> int:
     if before - after:
         print("CHANGED:", " ".join(sorted(before - after)))
         return 1
-    for name in ("00_protect_a_photo", "05_mode_switching"):
+    for name in ("00_protect_a_photo", "06_mode_switching"):
         path = content / "psic" / "notebooks" / f"{name}.ipynb"
         subprocess.run([python, "-c", EXECUTE, path, path.parent], check=True)
     print("nothing that was there has changed")

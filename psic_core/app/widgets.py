@@ -1,4 +1,4 @@
-"""Switching the modes by hand: what notebook 05 shows, and the controls that choose it.
+"""Switching the modes by hand: what notebook 06 shows, and the controls that choose it.
 
 `Lab` makes pictures, each once; ``render_*`` turn settings into a `View`; the controls of a `Panel` call them. In plain
 Python setting a control's ``.value`` does what a hand in Jupyter does.

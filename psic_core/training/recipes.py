@@ -47,7 +47,7 @@ RECIPES = {
               codec=replace(_WIDE, ladder=24, budget=4.5)),
     ),
     "clip": Recipe(
-        "notebook 11 as one command: CompressAI's pretrained hyperprior against the paper's CLIP ViT-B/32, at 224 px; "
+        "notebook 13 as one command: CompressAI's pretrained hyperprior against the paper's CLIP ViT-B/32, at 224 px; "
         "for a GPU, after python data/get.py clip flickr8k",
         {
             "two": TrainConfig("two", 3_000, 32, 224, learning_rate=1e-3, eot=0.5, pool=128, log_every=20, grid=1.0,

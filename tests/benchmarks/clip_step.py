@@ -1,4 +1,4 @@
-"""What a step of notebook 11 takes at the real shapes: python tests/benchmarks/clip_step.py data/results/clip-step.json
+"""What a step of notebook 13 takes at the real shapes: python tests/benchmarks/clip_step.py data/results/clip-step.json
 
 Random weights and random pictures: time and memory do not depend on them. One core, and its own time, so that what
 else runs on the machine does not count; a process for each row, so that memory is its own.

@@ -1,4 +1,4 @@
-"""The widgets of notebook 05 in plain Python: setting a control's value does what a hand does."""
+"""The widgets of notebook 06 in plain Python: setting a control's value does what a hand does."""
 
 import io
 from collections import Counter

@@ -117,12 +117,14 @@ def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
 def rd_table(report: Mapping[str, Any]) -> str:
     """Fidelity at native size, rate by rate, and Bjøntegaard's differences against others."""
     judges = {"psnr": ("PSNR, dB", ".2f"), "ms_ssim": ("MS-SSIM", ".4f"), "ssimulacra2": ("SSIMULACRA2", ".1f")}
-    judges = {k: j for k, j in judges.items() if all(k in by["full"] for by in report["points"].values())}
-    head = ["rate", "bpp", *(f"{title}, {v}" for title, _ in judges.values() for v in ("plain = full", "protected"))]
+    points = list(report["points"].values())
+    judges = {k: j for k, j in judges.items() if all(k in by["plain"] for by in points)}
+    shown = {"full": "plain = full", "protected": "protected"} if "full" in points[0] else {"plain": "plain"}
+    head = ["rate", "bpp", *(f"{title}, {name}" for title, _ in judges.values() for name in shown.values())]
     rows = []
     for name, by in report["points"].items():
-        cells = [f"{by[v][k]:{form}}" for k, (_, form) in judges.items() for v in ("full", "protected")]
-        rows.append([Path(name).stem.removeprefix("psic-"), f"{by['full']['bpp']:.3f}", *cells])
+        cells = [f"{by[v][k]:{form}}" for k, (_, form) in judges.items() for v in shown]
+        rows.append([Path(name).stem.removeprefix("psic-"), f"{by[next(iter(shown))]['bpp']:.3f}", *cells])
     cost = report["bd_rate"]["protected"]
     told = [] if cost is None else [f"BD-rate of the protected version: {cost:+.1f} %"]
     anchors = {n: v for n, v in report["bd_psnr"].items() if n.startswith("plain against") and v is not None}

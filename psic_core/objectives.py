@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from psic_core import evidence
 from psic_core.config import TrainConfig
-from psic_core.shield import flatness
+from psic_core.models.delta import flatness
 
 BORROWED = torch.iinfo(torch.int64).min  # the number of a caption that stands beside a picture without captions
 

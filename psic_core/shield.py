@@ -11,59 +11,18 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import CodecConfig
 from psic_core.models import tiles
-from psic_core.models.delta import Adapted, enlarged, from_code, reading_size, reduced
+from psic_core.models.delta import Adapted, enlarged, from_code, hiding, reading_size, reduced, within_budget
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import pad_to
 from psic_core.triggers import ConditionalSynthesis
 
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 Pictures = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch m h w"]
-
-
-def flatness(
-    x: Float[Tensor, "batch 3 height width"], window: int = 9, contrast: float = 0.04
-) -> Float[Tensor, "batch 1 height width"]:
-    """How well each place of a picture shows a change: eyes see noise in a sky, not in grass.
-
-    ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
-    is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
-
-    Args:
-        x: Picture in [0, 1].
-        window: Side of the neighbourhood in pixels, odd.
-        contrast: The sigma, in [0, 1], of weight 1.
-    """
-    grey = x.detach().mean(1, keepdim=True)
-    mean, square = (functional.avg_pool2d(v, window, 1, window // 2, count_include_pad=False) for v in (grey, grey**2))
-    return 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
-
-
-def energy(delta: Pictures, x_hat_f: Pictures) -> Float[Tensor, "batch 1 1 1"]:
-    """What a change costs, in squared grey levels of 255: a mean square that counts what eyes see.
-
-    Half of it is the mean square of the colours, half that of the luminance, so that a change of colour alone costs
-    half of a change of brightness. Flat places weigh ten times as much as strong texture.
-
-    Args:
-        delta: The change, in units of [0, 1].
-        x_hat_f: The pictures that are changed.
-    """
-    weight = 0.2 + 0.9 * flatness(x_hat_f.clamp(0, 1))
-    luminance = (delta * delta.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
-    square = (delta.square().mean(1, keepdim=True) + luminance.square()) / 2
-    return 255**2 * (weight * square).mean((1, 2, 3), keepdim=True)
-
-
-def within_budget(delta: Pictures, x_hat_f: Pictures, budget: float) -> Pictures:
-    """The change, scaled down in those pictures where its `energy` exceeds the budget."""
-    return delta * (budget / energy(delta, x_hat_f).clamp_min(1e-9)).sqrt().clamp_max(1)
 
 
 class Version(NamedTuple):
@@ -124,6 +83,7 @@ class AnySize(nn.Module):
         x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
         x_hat = x_hat[..., : size[0], : size[1]]
         share, found = adapted or (1.0, None)
+        found = None if found is None else found * hiding(reduced(x_hat, self.config.reading_side))
         if not full:
             x_hat_e = self.synthesize(y_hat, condition)[..., : size[0], : size[1]] if small else None
             delta = self.delta(x_hat, condition) if x_hat_e is None else self._bounded(x_hat_e - x_hat, x_hat)

@@ -25,6 +25,9 @@ _HEAD = struct.Struct("<BHH")  # share of the triggers / 255; amplitude in 1/256
 #: Orthonormal axes of colour, as rows: grey, red against blue, green against both.
 _COLOURS = torch.tensor([[2.0, 2.0, 2.0], [6**0.5, 0.0, -(6**0.5)], [2**0.5, -(8**0.5), 2**0.5]]) / 12**0.5
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+
+Pictures = Float[Tensor, "batch 3 height width"]
 Coefficients = Float[Tensor, "1 3 rows columns"]
 
 
@@ -33,7 +36,8 @@ class Adapted(NamedTuple):
 
     Attributes:
         triggers: Share of the triggers' change, 0 to 1; at 0 they rest.
-        delta: A change at the reader's scale, of values in [0, 1]; `enlarged` before it is added.
+        delta: A change at the reader's scale, of values in [0, 1]. Where it is added it is weighed by what `hiding`
+            says of the picture there, and `enlarged`.
     """
 
     triggers: float
@@ -57,6 +61,52 @@ def enlarged(
 ) -> Float[Tensor, "batch 3 height width"]:
     """A change at the reader's scale at a picture's."""
     return functional.interpolate(delta, size, mode="bicubic")
+
+
+def flatness(x: Pictures, window: int = 9, contrast: float = 0.04) -> Float[Tensor, "batch 1 height width"]:
+    """How well each place of a picture shows a change: eyes see noise in a sky, not in grass.
+
+    ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
+    is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
+
+    Args:
+        x: Picture in [0, 1].
+        window: Side of the neighbourhood in pixels, odd.
+        contrast: The sigma, in [0, 1], of weight 1.
+    """
+    grey = x.detach().mean(1, keepdim=True)
+    mean, square = (functional.avg_pool2d(v, window, 1, window // 2, count_include_pad=False) for v in (grey, grey**2))
+    return 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
+
+
+def visibility(x: Pictures) -> Float[Tensor, "batch 1 height width"]:
+    """The weight of a change's square at each place: 2 where x is flat, down to 0.2 in strong texture."""
+    return 0.2 + 0.9 * flatness(x.clamp(0, 1))
+
+
+def hiding(x: Pictures) -> Float[Tensor, "batch 1 height width"]:
+    """The share of a change that each place of x takes, so that its `energy` is the same everywhere: 0.7 to 2.2."""
+    return visibility(x).rsqrt()
+
+
+def energy(delta: Pictures, x_hat_f: Pictures) -> Float[Tensor, "batch 1 1 1"]:
+    """What a change costs, in squared grey levels of 255: a mean square that counts what eyes see.
+
+    Half of it is the mean square of the colours, half that of the luminance, so that a change of colour alone costs
+    half of a change of brightness. Flat places weigh ten times as much as strong texture.
+
+    Args:
+        delta: The change, in units of [0, 1].
+        x_hat_f: The pictures that are changed.
+    """
+    luminance = (delta * delta.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    square = (delta.square().mean(1, keepdim=True) + luminance.square()) / 2
+    return 255**2 * (visibility(x_hat_f) * square).mean((1, 2, 3), keepdim=True)
+
+
+def within_budget(delta: Pictures, x_hat_f: Pictures, budget: float) -> Pictures:
+    """The change, scaled down in those pictures where its `energy` exceeds the budget."""
+    return delta * (budget / energy(delta, x_hat_f).clamp_min(1e-9)).sqrt().clamp_max(1)
 
 
 def band(size: tuple[int, int]) -> tuple[int, int]:

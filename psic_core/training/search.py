@@ -2,6 +2,7 @@
 
 Not in the paper. UAEO trains one generator against all photos' readings; here the change of one photo is searched for,
 by gradient descent on the places and signs of its cosines, in the time that R pixels take, whatever the photo's size.
+Its strength is found on the way, as in DDN (Rony et al., CVPR 2019): less where readers are misled, more where not.
 """
 
 import math
@@ -14,15 +15,15 @@ from tqdm import tqdm
 
 from psic_core.codec import PSIC
 from psic_core.models.delta import (
-    BAND,
     MAX_SIGNS,
     Adapted,
     Coefficients,
     band,
     coefficients,
     cosines,
+    energy,
     enlarged,
-    reading_size,
+    hiding,
     reduced,
     to_code,
 )
@@ -32,7 +33,9 @@ from psic_core.training.platforms import random_platform_transform
 
 READERS = "lite-clip+lite1-clip"
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
-CARRIED, SEALED = 43.5, 38.0  # dB of the change at the reader's scale; the codec keeps a part of the sealed one
+MISLED = 0.2  # cosine of what readers see before and after, below which they are taken for misled
+STEP = 1.06  # factor of the energy from step to step
+CARRIED, SEALED = (0.3, 4.0), (2.0, 16.0)  # least and most `energy`; the codec keeps a part of a sealed change
 COPIES = (1.5, 2.0, 2.5)  # shorter sides, in units of R, at which a sealed shield goes through the codec
 DENSITY_SEALED, SEALED_BAND = 0.03, 0.3  # of its correction; of the change
 PLATFORMS = 0.5  # of the steps look at the picture as a platform hands it on
@@ -50,7 +53,7 @@ def readers(name: str = READERS) -> Target:
 def carried(model: PSIC, x_hat_f: Picture, x: Picture, target: Target | None = None) -> bytes:
     """The code of a change that, added to the full version, hides the photo x; the triggers rest."""
     side = model.config.reading_side
-    return to_code(*search(reduced(x_hat_f, side), reduced(x, side), CARRIED, target))
+    return to_code(*search(reduced(x_hat_f, side), reduced(x, side), target))
 
 
 @torch.enable_grad()
@@ -68,31 +71,38 @@ def sealed(
     kept, rng = tuple(math.ceil(SEALED_BAND * n) for n in small.shape[-2:]), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         was = target.encode_image(small)
-    total = 1e-3 * torch.randn(1, 3, *kept, generator=rng)
+    total, strength = 1e-3 * torch.randn(1, 3, *kept, generator=rng), SEALED[0]
     for step in tqdm(range(steps), "shield", leave=False, disable=None):
         copy = copies[step % len(copies)]
         size = tuple(copy.shape[-2:])
-        changed = (copy + enlarged(_at(total, SEALED, small), size)).clamp(0, 1)
+        changed = (copy + enlarged(_at(total, strength, small), size)).clamp(0, 1)
         y_hat = model.quantised_latents(pad_to(changed, model.factor))
         shown = reduced(round_to_8_bits(model.picture(y_hat, size, adapted=Adapted(0.0, None))), side).requires_grad_()
-        seen = target.encode_image(random_platform_transform(shown, float(step % 2), rng))
-        (gradient,) = torch.autograd.grad((seen * was).sum(), shown)
-        gradient = coefficients(gradient, kept)
+        likeness = (target.encode_image(random_platform_transform(shown, float(step % 2), rng)) * was).sum()
+        (gradient,) = torch.autograd.grad(likeness, shown)
+        gradient = coefficients(hiding(small) * gradient, kept)
         total = MEMORY * total - gradient / gradient.norm().clamp_min(1e-12)
-    return _at(total, SEALED, small)
+        strength = _adjusted(strength, float(likeness.detach()), SEALED, STEP**2)
+    return _at(total, strength, small)
 
 
 def correction(x: Picture, x_hat: Picture, side: int) -> bytes:
     """The code of what takes a sealed shield out again: at the reader's scale, from what was decoded to the photo."""
-    error = coefficients(reduced(x_hat, side) - reduced(x, side), band(reading_size(tuple(x.shape[-2:]), side)))
-    signs = largest(error, _count(error.shape[-2:], DENSITY_SEALED / BAND**2))
-    return to_code(-signs, 255 * float((error * signs).sum() / signs.abs().sum().clamp_min(1)))
+    shown = reduced(x_hat, side)
+    size, weight, error = tuple(shown.shape[-2:]), hiding(shown), shown - reduced(x, side)
+    signs = largest(coefficients(weight * error, band(size)), _count(size, DENSITY_SEALED))
+    change = weight * cosines(signs, size)
+    return to_code(-signs, 255 * float((error * change).sum() / change.square().sum().clamp_min(1e-12)))
 
 
-def _at(total: Coefficients, level: float, x: Picture) -> Picture:
-    """Coefficients as a change of a picture, at a PSNR in dB."""
-    change = cosines(total, tuple(x.shape[-2:]))
-    return change * math.sqrt(x.numel()) * 10 ** (-level / 20) / change.norm().clamp_min(1e-12)
+def _at(total: Coefficients, strength: float, x: Picture) -> Picture:
+    """Coefficients as a change of a picture, of so much energy."""
+    return _amplitude(total, strength, x) * hiding(x) * cosines(total, tuple(x.shape[-2:]))
+
+
+def _adjusted(strength: float, likeness: float, bounds: tuple[float, float], step: float = STEP) -> float:
+    """Less strength where readers are misled, more where they are not."""
+    return min(max(strength * (1 / step if likeness < MISLED else step), bounds[0]), bounds[1])
 
 
 def _count(size: tuple[int, int], density: float) -> int:
@@ -101,7 +111,7 @@ def _count(size: tuple[int, int], density: float) -> int:
 
 @torch.enable_grad()
 def search(
-    shown: Picture, truth: Picture, level: float, target: Target | None = None, steps: int = 40, seed: int = 0
+    shown: Picture, truth: Picture, target: Target | None = None, steps: int = 40, seed: int = 0
 ) -> tuple[Coefficients, float]:
     """Signed cosines that make readers see in a picture the opposite of what they see in the photo.
 
@@ -111,29 +121,33 @@ def search(
     Args:
         shown: What the change is added to, at the reader's scale, in [0, 1].
         truth: What must not be read, likewise.
-        level: PSNR in dB of the change.
         target: The readers; `READERS` where ``None``.
         steps: Gradient steps.
         seed: Of what platforms do.
 
     Returns:
-        Signs and amplitude for `psic_core.models.delta.to_code`: the last step's, since all have one strength.
+        Signs and amplitude for `psic_core.models.delta.to_code`, of an `energy` between the bounds of `CARRIED`.
     """
     target, size = target or readers(), tuple(shown.shape[-2:])
-    count = _count(size, DENSITY)
-    amplitude = 255 * math.sqrt(shown.numel() / count) * 10 ** (-level / 20)
-    rng = torch.Generator().manual_seed(seed)
+    count, strength, rng = _count(size, DENSITY), 1.0, torch.Generator().manual_seed(seed)
     with torch.no_grad():
         was = target.encode_image(truth)
     total = 1e-3 * torch.randn(1, 3, *band(size), generator=rng)  # the cosine is flat where both pictures are one
     for _ in tqdm(range(steps), "shield", leave=False, disable=None):
         signs = largest(total, count).requires_grad_()
-        x = round_to_8_bits(shown + cosines(signs * amplitude / 255, size))
+        x = shown + _amplitude(signs.detach(), strength, shown) * hiding(shown) * cosines(signs, size)
         share = float(torch.rand((), generator=rng) < PLATFORMS)
-        seen = target.encode_image(random_platform_transform(x, share, rng))
-        (gradient,) = torch.autograd.grad((seen * was).sum(), signs)
+        likeness = (target.encode_image(random_platform_transform(x, share, rng)) * was).sum()
+        (gradient,) = torch.autograd.grad(likeness, signs)
         total = MEMORY * total - gradient / gradient.norm().clamp_min(1e-12)
-    return largest(total, count), amplitude
+        strength = _adjusted(strength, float(likeness.detach()), CARRIED)
+    signs = largest(total, count)
+    return signs, 255 * _amplitude(signs, strength, shown)
+
+
+def _amplitude(signs: Coefficients, strength: float, x: Picture) -> float:
+    """Of each cosine, so that the change has so much energy."""
+    return float((strength / energy(hiding(x) * cosines(signs, tuple(x.shape[-2:])), x)).sqrt())
 
 
 def largest(c: Coefficients, count: int) -> Coefficients:

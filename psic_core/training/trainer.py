@@ -16,6 +16,7 @@ from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
 from psic_core.datasets.photos import Photos
 from psic_core.datasets.webdataset import Shards
+from psic_core.models.delta import energy, within_budget
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import Ensemble, Target
 from psic_core.objectives import (
@@ -27,7 +28,6 @@ from psic_core.objectives import (
     rate_distortion_loss,
     wrong_conditions,
 )
-from psic_core.shield import energy, within_budget
 from psic_core.training.batches import Batch, CachedLatents, Crops, InMemory, Streamed
 from psic_core.training.files import Row, read_state, store_state, write_log
 from psic_core.training.pairs import Pairs

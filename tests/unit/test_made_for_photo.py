@@ -12,10 +12,10 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.models.delta import MAX_BYTES, band, cosines, enlarged, from_code, reduced, to_code
+from psic_core.models.delta import MAX_BYTES, band, cosines, energy, enlarged, from_code, hiding, reduced, to_code
 from psic_core.models.images import to_pil
 from psic_core.models.vlp import Target, load_target
-from psic_core.training.search import largest, search
+from psic_core.training.search import CARRIED, MISLED, _adjusted, largest, search
 
 SIZE = (48, 56)  # above the reading side of 32
 OWNER = "the owner's words"
@@ -134,16 +134,22 @@ def test_a_code_that_would_not_fit_a_chunk_is_refused():
 
 def test_the_search_turns_a_reader_round_for_little():
     x = picture(32, 48, seed=3)
-    signs, amplitude = search(x, x, 30.0, reader(), steps=12)
-    changed = (x + cosines(signs * amplitude / 255, (32, 48))).clamp(0, 1)
-    assert 29 < -10 * (changed - x).square().mean().log10() < 32
-    noise = (x + cosines(largest(torch.randn_like(signs), int(signs.abs().sum())) * amplitude / 255, (32, 48))).clamp(
-        0, 1
-    )
-    before, after, null = (reader().encode_image(v) for v in (x, changed, noise))
+    signs, amplitude = search(x, x, reader(), steps=12)
+
+    def shown(signs):
+        return x + hiding(x) * cosines(signs * amplitude / 255, (32, 48))
+
+    changed, noise = shown(signs), shown(largest(torch.randn_like(signs), int(signs.abs().sum())))
+    assert CARRIED[0] < float(energy(changed - x, x)) < CARRIED[1]
+    before, after, null = (reader().encode_image(v.clamp(0, 1)) for v in (x, changed, noise))
     assert 1 - float((before * after).sum()) > 10 * (1 - float((before * null).sum()))
-    again, _ = search(x, x, 30.0, reader(), steps=12)
+    again, _ = search(x, x, reader(), steps=12)
     assert torch.equal(signs, again)
+
+
+def test_the_search_gives_less_strength_where_readers_are_misled():
+    assert _adjusted(1.0, MISLED - 0.1, CARRIED) < 1 < _adjusted(1.0, MISLED + 0.1, CARRIED)
+    assert _adjusted(CARRIED[1], 1.0, CARRIED) == CARRIED[1]
 
 
 def test_a_small_picture_is_protected_at_its_own_size():

@@ -10,8 +10,8 @@ from torchvision.transforms.functional import InterpolationMode, resize
 from psic_core import bitstream, keys
 from psic_core.bitstream import ARCHITECTURES
 from psic_core.codec import PSIC
+from psic_core.models.delta import energy, within_budget
 from psic_core.models.images import pad_to
-from psic_core.shield import energy, within_budget
 
 SMALL = {"dim": 16, "hidden": 8, "residual": 4, "reading_side": 64}
 

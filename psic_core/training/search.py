@@ -111,7 +111,7 @@ def _count(size: tuple[int, int], density: float) -> int:
 
 @torch.enable_grad()
 def search(
-    shown: Picture, truth: Picture, target: Target | None = None, steps: int = 40, seed: int = 0
+    shown: Picture, truth: Picture, target: Target | None = None, steps: int = 60, seed: int = 0
 ) -> tuple[Coefficients, float]:
     """Signed cosines that make readers see in a picture the opposite of what they see in the photo.
 

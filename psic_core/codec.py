@@ -54,7 +54,6 @@ class PSIC(AnySize):
         backbone.g_s = LatentTap()  # what the backbone reconstructs from here on is y_hat: see `replaced`
         self.factor = anatomy.factor  # pictures are padded to multiples of it, in pixels
         self.coder = EntropyCoder(backbone, anatomy.factor, anatomy.cell)
-        self.coder.checked_quality(None, config.quality)
         self.backbone = backbone.train()
         self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual, config.ladder)
 
@@ -98,7 +97,6 @@ class PSIC(AnySize):
         x: Pictures,
         condition: Float[Tensor, "*batch dim"] | None = None,
         y_hat: Latents | None = None,
-        quality: int | None = None,
     ) -> dict[str, Any]:
         """Fig. 2a: x -> E -> y_hat (Eq. 1) -> D under a condition -> x_hat (Eq. 3).
 
@@ -106,27 +104,26 @@ class PSIC(AnySize):
             x: Pictures in [0, 1]; height and width multiples of ``factor``.
             condition: One vector, or one a picture; ``None`` decodes protected.
             y_hat: Known latents (training stage two): the backbone is skipped and there are no likelihoods.
-            quality: Level of a variable-rate model, from 0; ``None`` is the configuration's.
 
         Returns:
             CompressAI's contract, ``{"x_hat": (B, 3, H, W), "likelihoods": {...}}``, and ``"y_hat"`` beside.
         """
-        y_hat, likelihoods = self.encode(x, quality) if y_hat is None else (y_hat, {})
+        y_hat, likelihoods = self.encode(x) if y_hat is None else (y_hat, {})
         x_hat = self.synthesize(y_hat, condition)
         return {"x_hat": x_hat, "y_hat": y_hat, "likelihoods": likelihoods}
 
-    def encode(self, x: Pictures, quality: int | None = None) -> tuple[Latents, dict[str, Tensor]]:
+    def encode(self, x: Pictures) -> tuple[Latents, dict[str, Tensor]]:
         """E and Q of Fig. 2a, which see no condition: y_hat, noisy in training mode, and its likelihoods."""
-        out = self.backbone(x, **self.coder.rate(self.coder.checked_quality(quality, self.config.quality)))
+        out = self.backbone(x)
         return out["x_hat"], out["likelihoods"]
 
     @torch.no_grad()
     def quantised_latents(self, x: Pictures) -> Latents:
         """The rounded y_hat that a decoder gets from a file, without writing one."""
-        quality, training = self.config.quality, self.backbone.training
+        training = self.backbone.training
         self.backbone.eval()
         if hasattr(self.backbone, "context_prediction"):  # forward() predicts no means there; slow, on the CPU
-            y_hat = torch.cat([self.coder.encode(one, quality).y_hat for one in x.split(1)])
+            y_hat = torch.cat([self.coder.encode(one).y_hat for one in x.split(1)])
         else:
             y_hat, _ = self.encode(x)
         self.backbone.train(training)
@@ -182,7 +179,6 @@ class PSIC(AnySize):
         image: Image.Image | Float[Tensor, "*batch 3 height width"],
         keyword: str | Sequence[str] | None = None,
         *,
-        quality: int | None = None,
         tile: int | None = None,
         max_pixels: int = MAX_PIXELS,
         adapt: Literal["carried", "sealed"] | None = None,
@@ -193,7 +189,6 @@ class PSIC(AnySize):
         Args:
             image: A Pillow picture of any mode, or floats in [0, 1].
             keyword: Seals the model's secret into the file, so that it decodes the full version; or several of them.
-            quality: Level of a variable-rate model, from 0; ``None`` is the configuration's.
             tile: Side in pixels of the windows that bound memory; 0 never tiles, ``None`` above 4 megapixels.
             max_pixels: Larger pictures are refused.
             adapt: A shield searched for this photo. ``carried``: its code lies open in the file and is added to the
@@ -202,9 +197,9 @@ class PSIC(AnySize):
             target: The readers to search against; `psic_core.training.search.READERS` where ``None``.
 
         Raises:
-            ValueError: No single RGB picture in [0, 1]; model not float32 on the CPU; no secret; no such quality.
+            ValueError: No single RGB picture in [0, 1]; model not float32 on the CPU; no secret.
         """
-        x, quality = one_picture(image, max_pixels), self.coder.checked_quality(quality, self.config.quality)
+        x = one_picture(image, max_pixels)
         keywords = [] if keyword is None else [keyword] if isinstance(keyword, str) else list(keyword)
         sealed, size, side = adapt == "sealed", (x.shape[-2], x.shape[-1]), self.config.reading_side
         if adapt not in (None, "carried", "sealed"):
@@ -214,12 +209,12 @@ class PSIC(AnySize):
         if adapt is not None:
             from psic_core.training import search  # above this module: its readers, and platforms in its loop
         shown = (x + enlarged(search.sealed(self, x, target), size)).clamp(0, 1) if sealed else x
-        coded = self.coder.encode(pad_to(shown, self.factor), quality, tiles.tile_for(*size, tile))
+        coded = self.coder.encode(pad_to(shown, self.factor), tiles.tile_for(*size, tile))
         name, portable, fingerprint = self.config.architecture, self.coder.portable, self.coder.current
         if not portable and not self._warned:
             warnings.warn(f"files of {name} are not portable: another machine may not open them", stacklevel=2)
             self._warned = True
-        stream = Stream(name, quality, portable, fingerprint, *size, coded.strings, coded.checksum)
+        stream = Stream(name, self.config.quality, portable, fingerprint, *size, coded.strings, coded.checksum)
         bound, secret = bitstream.binding(stream), os.urandom(keys.SECRET_BYTES) if sealed else self.secret
         x_hat = self.picture(coded.y_hat, size, None, tile, Adapted(0.0, None)) if adapt else None
         if adapt == "carried":
@@ -267,15 +262,13 @@ class PSIC(AnySize):
         Raises:
             BitstreamError: Another model wrote the stream, or its latents do not decode to what was coded.
         """
-        variable = self.coder.levels is not None and stream.quality < self.coder.levels
-        quality = stream.quality if variable else self.config.quality
-        mine = f"{self.config.architecture} q{quality} {self.fingerprint().hex()}"
+        mine = f"{self.config.architecture} q{self.config.quality} {self.fingerprint().hex()}"
         theirs = f"{stream.architecture} q{stream.quality} {stream.fingerprint.hex()}"
         if mine != theirs:
             raise BitstreamError(f"written by {theirs}, this model is {mine}: load the checkpoint that wrote the file")
         try:
             shape = (-(-stream.height // self.factor), -(-stream.width // self.factor))
-            coded = self.coder.decode(stream.strings, shape, quality)
+            coded = self.coder.decode(stream.strings, shape)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise BitstreamError(f"the coded latents cannot be read: {error or 'too few strings'}") from error
         if coded.checksum != stream.checksum:

@@ -18,7 +18,6 @@ PUBLIC_SECRET = bytes.fromhex("569504ed4a10831bd38c5dd71b1d0c8d")  # `keys.secre
 #: lambda of each rate: CompressAI's for MSE, qualities 1 to 4. The paper names none (four levels, Sec. 4).
 RATES = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130}
 
-Schedule = Literal["alternate", "sessions", "mixed"]
 Stage = Literal["plain", "one", "two"]
 Objective = Literal["uaeo", "literal", "random_target", "naive", "authors"]
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -96,7 +95,7 @@ class CodecConfig:
     architecture: str = "bmshj2018-hyperprior"  # a name in compressai.zoo.image_models
     n: int = 64  # channels of g_a, g_s inside (CompressAI: 128 at low rates)
     m: int = 96  # channels of the latent y (CompressAI: 192)
-    quality: int = 2  # label of the rate point, up to 255, in the file's header; a variable-rate model's level
+    quality: int = 2  # label of the rate point, up to 255, in the file's header
     dim: int = 64  # length of the condition vector beta
     hidden: int = 64  # width of each trigger's MLP
     residual: int = 32  # channels of the last trigger's residual block, doubled at each earlier one; 0: none
@@ -138,7 +137,6 @@ class TrainConfig:
     grid: float = 0.0  # weight of `objectives.grid_mse` as a share of the budget, after the first quarter of the steps
     trains: Literal["triggers", "codec"] = "triggers"  # what S1-2 and S2-2 may train; the paper: all of the codec
     eot: float = 0.0  # share of protected pictures that the target sees as a platform hands them on
-    schedule: Schedule = "alternate"  # whose turn a step is: one each, by half epochs (the paper), or both
     s: float = 0.07  # temperature of Eq. 5 and Eq. 9
     tau: float = 1.0  # the other temperature of Eq. 5
     pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size
@@ -155,7 +153,6 @@ class TrainConfig:
         """Refuse what would train nothing or crash late."""
         for name, options in (
             ("stage", get_args(Stage)),
-            ("schedule", get_args(Schedule)),
             ("direction", ("i2t", "both")),
             ("objective", get_args(Objective)),
             ("trains", ("triggers", "codec")),
@@ -165,8 +162,6 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(options)}")
         if not 0 <= self.eot <= 1:
             raise ValueError(f"eot is {self.eot}; it is a share of the pictures, from 0 to 1")
-        if self.schedule == "mixed" and self.trains == "triggers":
-            raise ValueError("schedule mixed sums both losses, so it cannot spare the codec: it needs trains 'codec'")
         for name in ("steps", "batch_size", "crop", "learning_rate", "lmbda", "s", "tau", "save_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")

@@ -76,11 +76,6 @@ def check(secret: bytes) -> bytes:
     return hashlib.sha256(_CHECK_LABEL + secret).digest()[:8]
 
 
-def mark(keyword: str, salt: bytes) -> bytes:
-    """8 bytes that tell whether two keywords are the same, as costly to guess from as a slot."""
-    return _scrypt(_normalised(keyword, "keyword"), salt, 8, COSTS[_KDF])
-
-
 def condition(secret: bytes, dim: int) -> Float[Tensor, " dim"]:
     """Turn a secret into the unit vector c that conditions the decoder on *full*.
 

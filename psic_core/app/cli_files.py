@@ -22,8 +22,8 @@ class Coding:
     keyword: str = ""  # words that open the full version; others see them here: - asks, or reads standard input
     keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    workers: int = 1  # processes for a folder
-    overwrite: bool = False  # replace files that are there and are not what is asked for
+    workers: int = 1  # threads for a folder; each holds a model
+    overwrite: bool = False  # replace files that are there; else a folder's stay, and a single one is refused
     tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
     max_megapixels: float = 50  # larger pictures are refused
 
@@ -35,7 +35,8 @@ class Coding:
         most = round(self.max_megapixels * 1e6)
         work = Work(task, self.checkpoint, keyword, tile=self.tile, max_pixels=most, **more)
         if source.is_dir():
-            return run_folder(source, self.output, work, self.workers, self.overwrite), keyword
+            run_folder(source, self.output, work, self.workers, self.overwrite)
+            return None, keyword
         job = Job(source, self.output)
         checked(job, self.overwrite)
         return make(job, work, load(work)), keyword
@@ -47,7 +48,6 @@ class Encode(Coding):
 
     photo: Positional[Path]  # or a folder
     passphrase: str = ""  # the owner's, where the checkpoint does not hold its secret; - and PSIC_PASSPHRASE as above
-    quality: int | None = None  # level of a variable-rate model, from 0
     # a shield searched for each photo: in the file, or in the picture itself, which only a keyword takes out again
     adapt: Literal["carried", "sealed"] | None = None
 
@@ -56,7 +56,7 @@ class Encode(Coding):
         from psic_core.bitstream import describe
 
         passphrase = private(self.passphrase, "passphrase", "PSIC_PASSPHRASE")
-        version, _ = self.make(self.photo, "encode", passphrase=passphrase, quality=self.quality, adapt=self.adapt)
+        version, _ = self.make(self.photo, "encode", passphrase=passphrase, adapt=self.adapt)
         if version:
             facts = describe(self.output.read_bytes())
             size = f"{facts['bytes']['total']} bytes, {facts['bpp']:.3f} bpp, {facts['width']}x{facts['height']}"

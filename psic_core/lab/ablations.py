@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,6 @@ def trained(p: Point, folder: Path, target: str) -> tuple[PSIC, float]:
         save_checkpoint(fresh, start, publish_secret=True)
         run_phase(config, Phase(("scenes",), init=str(start), kind="psic", target=target, scenes=SCENES), path.parent)
     last = read_card(path)["card"]["history"][-1]
-    if TrainConfig(**last["config"]) != config or last["target"] != target:
+    if last["config"] != asdict(config) or last["target"] != target:
         raise ValueError(f"{path} was trained otherwise ({last['config']}, {last['target']}); choose another --out")
     return load_checkpoint(path), last["seconds"]

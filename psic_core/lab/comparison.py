@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from psic_core.config import TrainConfig, seed_everything
+from psic_core.config import seed_everything
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.lab.ablations import BASE, SCENES, SHIPPED, Point, phase_config, point, points, trained
 from psic_core.lab.bavaft import BAvAFT, changed_state, load_bavaft, train_bavaft
@@ -146,7 +146,7 @@ def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
         store_tensors({name: t.half() for name, t in changed_state(rival).items()}, path, about)
     with safe_open(path, "pt") as file:
         about = file.metadata()
-    if TrainConfig(**json.loads(about["config"])) != config or about["target"] != target:
+    if json.loads(about["config"]) != asdict(config) or about["target"] != target:
         raise ValueError(f"{path} was trained otherwise ({about['config']}); choose another --out")
     return load_bavaft(load_checkpoint(SHIPPED, plain=True), path), json.loads(about["last"])["seconds"]
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from compressai.entropy_models import EntropyBottleneckVbr
 from compressai.models import CompressionModel
 from compressai.registry import MODELS
 from compressai.zoo.image import cfgs
@@ -139,8 +138,8 @@ def dissect(model: nn.Module) -> Anatomy:
     for part in ("g_a", "g_s"):
         if not isinstance(getattr(model, part, None), nn.Module):
             raise ValueError(f"{what} has no {part}: PSIC wraps image codecs of the form g_s(Q(g_a(x)))")
-    if any(isinstance(part, EntropyBottleneckVbr) for part in model.modules()):
-        raise ValueError(f"{what} has tables for each gain; build it with vr_entbttlnck=False")
+    if hasattr(model, "Gain"):
+        raise ValueError(f"{what} has many rates in one set of weights; PSIC wraps codecs of one rate")
     factor = getattr(model, "downsampling_factor", None)
     tap, training = LatentTap(), model.training
     side, device = 2 * factor if factor else _PROBE, next(model.parameters()).device
@@ -155,12 +154,6 @@ def dissect(model: nn.Module) -> Anatomy:
     return Anatomy(tap.y_hat, factor or side // smallest, side // tap.y_hat.shape[-1])
 
 
-def levels(model: CompressionModel) -> int | None:
-    """How many rates a variable-rate model offers, by the gains that it holds; ``None`` where there is one rate."""
-    takes_level = "s" in inspect.signature(model.compress).parameters
-    return len(model.Gain) if takes_level and hasattr(model, "Gain") else None
-
-
 def scale_latents(model: CompressionModel, x: Float[Tensor, "1 3 height width"], spread: float = 6) -> CompressionModel:
     """Scale the last down-sampling layer of ``g_a``, so that a random model has something to code.
 
@@ -170,9 +163,8 @@ def scale_latents(model: CompressionModel, x: Float[Tensor, "1 3 height width"],
         spread: Likewise.
     """
     *_, last = (layer for layer in model.g_a.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2))
-    gain = model.Gain[2] if levels(model) else 1
     with torch.no_grad():
-        last.weight *= spread / model.g_a(x).std() / gain
+        last.weight *= spread / model.g_a(x).std()
         last.bias *= 0
     return model
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from psic_core.bitstream import BitstreamError
 from psic_core.models import exact, tiles
-from psic_core.models.compressai import KnownLatents, levels, replaced
+from psic_core.models.compressai import KnownLatents, replaced
 from psic_core.models.exact import SCALES as SCALES  # where users look for it
 from psic_core.models.range_coder import channels, make_tables, padded, read, restore, stored, write
 
@@ -48,7 +48,6 @@ class EntropyCoder:
         self.backbone = backbone
         self.factor = factor
         self.cell = cell
-        self.levels = levels(backbone)
         self.portable = exact.is_exact(backbone)  # files decode on every machine, not only on ones like this
         self.hyperprior: exact.ExactHyperprior | None = None  # of a portable model
         self.weights = b""  # hash of those that tables and hyperprior were made from
@@ -71,30 +70,12 @@ class EntropyCoder:
         """How many latents away a pixel changes a latent; measured once, where a picture is tiled."""
         return tiles.reach(self.backbone.g_a.forward, 3, self.cell)
 
-    def checked_quality(self, quality: int | None, default: int) -> int:
-        """The quality that is meant: ``None`` is the default.
-
-        Raises:
-            ValueError: The model has no such rate.
-        """
-        if self.levels is None and quality not in (None, default):
-            raise ValueError(f"quality {quality}: this model has one rate, labelled {default}")
-        quality = default if quality is None else quality
-        if self.levels is not None and not 0 <= quality < self.levels:
-            raise ValueError(f"quality {quality} of a variable-rate model; it has 0 to {self.levels - 1}")
-        return quality
-
-    def rate(self, quality: int) -> dict[str, int]:
-        """What the backbone's methods take besides: a variable-rate model's level, else nothing."""
-        return {} if self.levels is None else {"s": quality}
-
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "1 3 height width"], quality: int, tile: int = 0) -> Coded:
+    def encode(self, x: Float[Tensor, "1 3 height width"], tile: int = 0) -> Coded:
         """Code a padded picture.
 
         Args:
             x: The picture.
-            quality: A variable-rate model's level; without meaning for others.
             tile: Side in pixels of the windows that ``g_a`` sees; 0: the whole picture.
 
         Raises:
@@ -109,9 +90,9 @@ class EntropyCoder:
         if self.portable:
             return self._encode_exactly(y)
         with replaced(self.backbone, g_a=KnownLatents(y)):
-            coded = self.backbone.compress(x, **self.rate(quality))
+            coded = self.backbone.compress(x)
         strings = tuple(string for (string,) in coded["strings"])
-        return self.decode(strings, (x.shape[-2] // self.factor, x.shape[-1] // self.factor), quality)
+        return self.decode(strings, (x.shape[-2] // self.factor, x.shape[-1] // self.factor))
 
     def _encode_exactly(self, y: Float[Tensor, "1 m h w"]) -> Coded:
         bottleneck, conditional = self.backbone.entropy_bottleneck, self.backbone.gaussian_conditional
@@ -123,13 +104,12 @@ class EntropyCoder:
         return _coded(strings, symbols, means, z_symbols)
 
     @torch.no_grad()
-    def decode(self, strings: tuple[bytes, ...], shape: tuple[int, int], quality: int) -> Coded:
+    def decode(self, strings: tuple[bytes, ...], shape: tuple[int, int]) -> Coded:
         """The latents of one picture. Call `fingerprint` before, which makes the tables.
 
         Args:
             strings: CompressAI's.
             shape: The padded picture's height and width, as multiples of ``factor``.
-            quality: As for `encode`.
 
         Raises:
             BitstreamError: The strings are none that `encode` writes for such a picture.
@@ -141,7 +121,7 @@ class EntropyCoder:
         if self.portable:
             return self._decode_exactly(strings, shape)
         tailed = [[padded(string, 2 * pixels)] for string in strings]
-        self.backbone.decompress(tailed, self._nested(shape), **self.rate(quality))
+        self.backbone.decompress(tailed, self._nested(shape))
         y_hat = self.backbone.g_s.y_hat
         if not bool((y_hat.abs() < 2**31).all()):  # NaN too
             raise BitstreamError("y_hat has values that are not finite or exceed 32 bits; check the model")

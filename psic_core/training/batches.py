@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -148,9 +148,6 @@ class Crops:
         self.photos, self.config, self.accelerator = photos, config, accelerator
         self.ahead: Iterator[Tensor] | None = None
 
-    def __len__(self) -> int:
-        return len(self.photos)
-
     def batch(self, step: int, rng: torch.Generator) -> Batch:
         """The step's crops; steps follow each other, so that worker processes can work ahead."""
         config = self.config
@@ -161,10 +158,6 @@ class Crops:
         x = local_rows(next(self.ahead), self.accelerator)
         x = x.to(self.accelerator.device, non_blocking=True).float() / 255
         return Batch(x, None, torch.arange(len(x)), rng)
-
-    def restart(self) -> None:
-        """Forget what was made ahead."""
-        self.ahead = None
 
 
 class InMemory:
@@ -180,9 +173,6 @@ class InMemory:
     def __init__(self, pairs: Pairs, config: TrainConfig, model: PSIC, accelerator: Accelerator) -> None:
         self.pairs, self.config, self.model, self.accelerator = pairs, config, model, accelerator
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     @cached_property
     def latents(self) -> CachedLatents | None:
         """Stage two: what its decoder starts from, encoded once (by each process)."""
@@ -193,65 +183,44 @@ class InMemory:
 
     def batch(self, step: int, rng: torch.Generator) -> Batch:
         """This process's rows of the step's batch."""
-        index = local_rows(indices(step, len(self), self.config), self.accelerator)
+        index = local_rows(indices(step, len(self.pairs), self.config), self.accelerator)
         return draw(self.pairs, index, self.config, rng, self.latents, self.accelerator.device)
 
-    def pool(self, batch: Batch) -> Pool:
+    def pool(self, batch: Batch, target: Target) -> Pool:
         """The pairs of Eq. 5 to 8."""
         return self.pairs.pool(batch.index, self.config.pool, batch.rng)
-
-    def restart(self) -> None:
-        """Forget the latents: they were another model's."""
-        self.__dict__.pop("latents", None)
 
 
 class Streamed:
     """Batches from shards that are larger than memory; each process reads for itself.
 
-    Nothing of it is cached: for 3 million pairs of 256 pixels that would be 590 GB of pictures, 12 GB of features
-    (ViT-B/32) and, in stage two, 295 GB of latents (192 channels, 16 bits). So the target reads every batch's clean
-    pictures and captions anew, and in stage two the encoder codes every batch. The pool of Eq. 5 to 8 is the batch.
-
-    Args:
-        shards: Where from.
-        config: The phase.
-        model: Encodes the latents of stage two.
-        target: Reads clean pictures and captions; not needed where only rate and distortion are trained.
-        accelerator: Knows the other processes.
+    Nothing of it is cached: CC3M's 3 million pairs would be 590 GB of pictures and, in stage two, 295 GB of latents. So
+    the target reads every batch's clean pictures and captions anew, and in stage two the encoder codes every batch. The
+    pool of Eq. 5 to 8 is the batch. Arguments as of `InMemory`.
     """
 
     latents = None  # none are kept
 
-    def __init__(
-        self, shards: Shards, config: TrainConfig, model: PSIC, target: Target | None, accelerator: Accelerator
-    ) -> None:
-        self.shards, self.config, self.model, self.target = shards, config, model, target
-        self.accelerator, self.loaded = accelerator, None
+    def __init__(self, shards: Shards, config: TrainConfig, model: PSIC, accelerator: Accelerator) -> None:
+        self.shards, self.config, self.model, self.accelerator = shards, config, model, accelerator
+        self.read: Iterator[Any] | None = None
         self.now: Pairs | None = None
-
-    def __len__(self) -> int:
-        return len(self.shards)
 
     def batch(self, step: int, rng: torch.Generator) -> Batch:
         """The next batch, crops and mirroring as for pairs in memory; a run that is resumed draws other pictures."""
-        if self.loaded is None:
+        if self.read is None:
             size = self.config.batch_size // self.accelerator.num_processes
-            self.loaded: Iterator[Pairs] | None = iter(self.shards.loader(size, (self.config.seed, step)))
-        self.now, latents, device = Pairs(*next(self.loaded)), None, self.accelerator.device
+            self.read = self.shards.batches(size, self.config.seed * 1_000_003 + step)
+        self.now, latents, device = Pairs(*next(self.read)), None, self.accelerator.device
         if self.config.stage == "two":
             quarter = -(-len(self.now) // 4)  # padded on all four sides, as the cached ones are
             latents = CachedLatents(self.model, self.now, device, quarter, quiet=True)
         return draw(self.now, torch.arange(len(self.now)), self.config, rng, latents, device)
 
-    def pool(self, batch: Batch) -> Pool:
+    def pool(self, batch: Batch, target: Target) -> Pool:
         """The batch's own pairs, read anew."""
         words = [caption for (caption,) in self.now.captions]
-        image, text = self.target.encode_images(self.now.pictures), self.target.encode_text(words)
-        return Pool(image, text, caption_ids(words))
-
-    def restart(self) -> None:
-        """Begin a stream of its own."""
-        self.loaded = None
+        return Pool(target.encode_images(self.now.pictures), target.encode_text(words), caption_ids(words))
 
 
 def local_rows(whole: Shaped[Tensor, "batch ..."], accelerator: Accelerator) -> Shaped[Tensor, "rows ..."]:

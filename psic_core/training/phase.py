@@ -16,7 +16,7 @@ from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_r
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.photos import Photos, held_out
 from psic_core.datasets.scenes import Scenes
-from psic_core.datasets.webdataset import Shards, read_shards
+from psic_core.datasets.webdataset import Shards
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance, save_checkpoint, scale_triggers
 from psic_core.training.pairs import Pairs
@@ -30,7 +30,7 @@ SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two
 class Phase:
     """What one training phase starts from and sees; `TrainConfig` says how it learns."""
 
-    dataset: tuple[str, ...] = ("scenes",)  # or flickr8k, shards:PATTERN, folders; photos alone: crops
+    dataset: tuple[str, ...] = ("scenes",)  # or flickr8k, folders; photos alone: crops; shards:PATTERN alone: a stream
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
     kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
@@ -46,9 +46,8 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
     """Training pictures with captions, in memory.
 
     Args:
-        names: ``scenes``, ``flickr8k`` (train split), ``shards:PATTERN`` (tar files as img2dataset writes them, for
-            example ``shards:cc3m/{00000..00010}.tar``), ``photos`` (its training files), or folders of pictures. The
-            last two have no captions: stage two needs others beside them, whose captions they are pulled to.
+        names: ``scenes``, ``flickr8k`` (train split), ``photos`` (its training files), or folders of pictures. The last
+            two have no captions: stage two needs others beside them, whose captions they are pulled to.
         root: The data root, for ``flickr8k`` and ``photos``.
         scenes: How many scenes.
         size: Side of the squares in pixels.
@@ -61,16 +60,11 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
         elif name == "flickr8k":
             flickr = Flickr8k(data_root(root) / name, "train", size)
             parts.append(Pairs(in_memory(flickr), flickr.captions))
-        elif name.startswith("shards:"):
-            parts.append(Pairs(*read_shards(name.removeprefix("shards:"), size)))
         else:
             folder = Folder(data_root(root) / name if name == "photos" else name, size)
             folder.files = [f for f in folder.files if name != "photos" or not held_out(f)]
             parts.append(Pairs(in_memory(folder), [()] * len(folder)))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    return sum(parts[1:], parts[0])
 
 
 def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
@@ -122,7 +116,7 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     if phase.kind != "plain" and config.stage != "plain":
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
-    before, stream = getattr(model, "card", {}), streamed(phase)
+    before = getattr(model, "card", {})
     about = {"config": asdict(config), "kind": model.kind}
     about |= {k: getattr(phase, k) for k in ("init", "pictures", "size")}
     about |= {"datasets": list(phase.dataset), "scenes": phase.scenes if "scenes" in phase.dataset else None}
@@ -130,13 +124,8 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     _check_same_run(out, about)
     accelerator.wait_for_everyone()  # all have read what the first now writes
     target = load_target(phase.target) if model.kind != "plain" else None
-    if stream:
-        pairs = stream
-    elif phase.dataset == ("photos",):
-        pairs = Photos(data_root(phase.data_root) / "photos")
-    else:
-        with accelerator.main_process_first():
-            pairs = _loaded(phase, target, out.parent / "cache")
+    with accelerator.main_process_first():
+        pairs = _training_data(phase, target, out.parent / "cache")
     trainer = Trainer(model, pairs, config, target, out, accelerator)
     if accelerator.is_main_process:
         (out / "run.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -154,20 +143,12 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     return model
 
 
-def streamed(phase: Phase) -> Shards | None:
-    """The shards that a phase streams: one set of them alone. Others' pictures go into memory.
-
-    Raises:
-        ValueError: Fewer than 0 readers.
-    """
-    if len(phase.dataset) != 1 or not phase.dataset[0].startswith("shards:") or phase.pictures:
-        return None
-    if phase.readers < 0:
-        raise ValueError(f"{phase.readers} readers cannot read: give 0 or more")
-    return Shards(phase.dataset[0].removeprefix("shards:"), phase.size, phase.readers)
-
-
-def _loaded(phase: Phase, target: Target | None, cache: Path) -> Pairs:
+def _training_data(phase: Phase, target: Target | None, cache: Path) -> Pairs | Photos | Shards:
+    name, *others = phase.dataset
+    if name.startswith("shards:") and not others:
+        return Shards(name.removeprefix("shards:"), phase.size, phase.readers)
+    if name == "photos" and not others:
+        return Photos(data_root(phase.data_root) / name)
     pairs = load_pairs(phase.dataset, phase.data_root, phase.scenes, phase.size)
     pairs = pairs.thin(phase.pictures) if phase.pictures else pairs
     return pairs if target is None else pairs.with_features(target, cache)
@@ -213,6 +194,8 @@ def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:
     path = out / "run.json"
     if path.is_file():
         found = json.loads(path.read_text())
+        known = found["config"].keys() & about["config"].keys()  # without options that came or went since
+        found["config"] = about["config"] | {k: found["config"][k] for k in known}
         wrong = [k for k in about if k in found and found[k] != about[k]]
         if wrong:
             raise ValueError(f"{out} holds a run with another {wrong[0]}: {found.get(wrong[0])}; choose another --out")

@@ -57,13 +57,13 @@ RECIPES = {
               codec=replace(_WIDE, ladder=24, budget=4.5, reading_side=224)),
     ),
     "paper": Recipe(
-        "the paper's words: additive triggers, two sessions an epoch, batches of 128, CLIP ViT-B/32; give CC3M with "
+        "the paper's words: additive triggers, batches of 128, CLIP ViT-B/32; give CC3M with "
         "--dataset shards:PATTERN (gamma is ours: at the paper's 1 nothing is protected)",
         {
             "one": TrainConfig("one", 200 * 23_437, 128, 256, learning_rate=1e-4, final_learning_rate=1e-4, pool=128,
-                               trigger_rate=1, trains="codec", schedule="sessions"),
+                               trigger_rate=1, trains="codec"),
             "two": TrainConfig("two", 100 * 23_437, 128, 256, learning_rate=1e-5, final_learning_rate=1e-5, pool=128,
-                               trigger_rate=1, trains="codec", schedule="sessions"),
+                               trigger_rate=1, trains="codec"),
         },
         Phase(_OURS, kind="psic", target="ViT-B-32/openai", size=256, codec=replace(_WIDE, residual=0, anchored=False)),
     ),

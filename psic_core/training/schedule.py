@@ -43,28 +43,20 @@ def parameter_groups(model: PSIC, config: TrainConfig, objective: str) -> list[d
     triggers = [p for n, p in named if "triggers" in n]
     if objective == "protected" and config.trains == "triggers":
         codec = []
-    if objective == "full" and model.config.anchored and config.schedule != "mixed":
+    if objective == "full" and model.config.anchored:
         triggers = []  # the key's are zero whatever they are
     groups = [{"params": codec, "scale": 1.0}, {"params": triggers, "scale": config.trigger_rate}]
     return [g | {"lr": config.learning_rate * g["scale"]} for g in groups if g["params"]]
 
 
-def objective_at(step: int, config: TrainConfig, names: tuple[str, ...], pictures: int) -> str:
-    """The objective of a step: alternating, by half epochs (``sessions``), or both (``mixed``).
+def objective_at(step: int, names: tuple[str, ...]) -> str:
+    """The objective of a step; they take turns.
 
     Args:
         step: Of the phase.
-        config: The phase.
         names: The objectives that have something to train.
-        pictures: Of an epoch.
     """
-    if len(names) == 1:
-        return names[0]
-    if config.schedule == "mixed":
-        return "mixed"
-    epoch = max(2, pictures // config.batch_size)
-    turn = step % 2 if config.schedule == "alternate" else int(step % epoch >= epoch // 2)
-    return ("full", "protected")[turn]
+    return names[step % len(names)]
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -89,10 +89,9 @@ class Trainer:
             model.to(memory_format=torch.channels_last)
         if isinstance(pairs, Photos):
             self.source = Crops(pairs, config, self.accelerator)
-        elif isinstance(pairs, Shards):
-            self.source = Streamed(pairs, config, model, self.target, self.accelerator)
         else:
-            self.source = InMemory(pairs, config, model, self.accelerator)
+            kind = Streamed if isinstance(pairs, Shards) else InMemory
+            self.source = kind(pairs, config, model, self.accelerator)
 
     def fit(self, steps: int | None = None) -> list[Row]:
         """Run to the end of the phase (or for ``steps`` steps), resuming where ``out`` holds a state.
@@ -123,36 +122,30 @@ class Trainer:
         return rows
 
     def train_step(self) -> LoggedRow:
-        """One optimiser step of the objective whose turn it is; with ``mixed``, both at once."""
+        """One optimiser step of the objective whose turn it is."""
         batch = self.batch()
         torch.manual_seed(self._seed())  # the entropy models draw their quantisation noise globally
-        turn = objective_at(self.step, self.config, tuple(self.optimisers), len(self.source))
-        names = tuple(self.optimisers) if turn == "mixed" else (turn,)
-        for group in self.optimisers[names[0]].param_groups:
-            group["lr"] = self.config.rate_at(self.step) * group["scale"]
-        row = self.update(batch, names)
+        turn = objective_at(self.step, tuple(self.optimisers))
+        loss, row = self.loss_full(batch) if turn == "full" else self.loss_protected(batch)
+        row["grad_norm"] = self.update(loss, self.optimisers[turn])
         if self.attacks and self.model.config.anchored:
             self.model.anchor()
         self.step += 1
         return {"step": self.step - 1, "objective": turn} | row
 
-    def update(self, batch: Batch, names: tuple[str, ...]) -> LoggedRow:
-        """Forward, backward and a step down the mean of the named losses; what the log keeps of it."""
-        losses, row = [], {}
-        for name in names:
-            loss, logged = self.loss_full(batch) if name == "full" else self.loss_protected(batch)
-            losses.append(loss)
-            row |= logged if len(names) == 1 else {f"{key}_{name}": value for key, value in logged.items()}
-        optimiser = self.optimisers[names[0]]
+    def update(self, loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer) -> Tensor:
+        """A step down a loss, at the step's learning rate; the norm of its gradient before clipping."""
+        for group in optimiser.param_groups:
+            group["lr"] = self.config.rate_at(self.step) * group["scale"]
         optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(sum(losses) / len(losses))
+        self.accelerator.backward(loss)
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         if self.accelerator.num_processes > 1:  # no DistributedDataParallel: each step uses other parts of a PSIC
             for p in parameters:
                 p.grad = p.grad if p.grad is None else self.accelerator.reduce(p.grad, "mean")
-        row["grad_norm"] = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
         optimiser.step()
-        return row
+        return norm
 
     def loss_full(self, batch: Batch) -> tuple[Float[Tensor, ""], LoggedRow]:
         """S1-1, and S2-1 where the rate is frozen: the full version is the photo."""
@@ -175,7 +168,7 @@ class Trainer:
         x_hat = batch.cut(out["x_hat"].float())
         rd = rate_distortion_loss(x_hat, batch.x, out["likelihoods"], config.lmbda * config.mu)
         shown = random_platform_transform(x_hat, config.eot, batch.rng) if config.eot else x_hat
-        attack, row = attack_loss(self._read(shown), self.source.pool(batch), config, batch.rng)
+        attack, row = attack_loss(self._read(shown), self.source.pool(batch, self.target), config, batch.rng)
         if self.step % 20 == 1:  # how strong each of the two terms is where it counts
             row["gradient_norm_uc"] = gradient_norm(config.lmbda * config.gamma * attack, x_hat)
             row["gradient_norm_mse"] = gradient_norm(config.lmbda * config.mu * 255**2 * rd.mse, x_hat)
@@ -203,7 +196,7 @@ class Trainer:
         sharp = torch.rand(len(delta), 1, 1, 1, generator=batch.rng).to(delta.device) < 3 / 4
         carrier = torch.where(sharp, batch.x, x_hat_f)  # a large photo's small copy is as sharp as the photo
         shown = random_platform_transform(carrier + delta, config.eot, batch.rng)
-        reader, pool = self.target, self.source.pool(batch)
+        reader, pool = self.target, self.source.pool(batch, self.target)
         if isinstance(reader, Ensemble):
             reader, part = reader.turn(self.step)
             pool = pool._replace(image=part(pool.image), text=part(pool.text))
@@ -264,7 +257,6 @@ class Trainer:
             self.step, self.seconds = state["step"], state["seconds"]
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is another run's: {error}; delete it to begin this one anew") from error
-        self.source.restart()
 
     def _seed(self) -> int:
         return (self.config.seed * 1_000_003 + self.step) * 64

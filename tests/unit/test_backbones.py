@@ -19,7 +19,7 @@ from psic_core.models.images import pad_to
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 SECRET = keys.secret(OWNER)
-VARIABLE = [name for name in ARCHITECTURES if name.endswith("-vbr")]
+ONE_RATE = [name for name in ARCHITECTURES if not name.endswith("-vbr")]
 
 
 @functools.cache
@@ -30,14 +30,10 @@ def theirs(name: str) -> CompressionModel:
     return model
 
 
-def level(name: str) -> dict[str, int]:
-    return {"s": 2} if name in VARIABLE else {}
+# --- all ten -----------------------------------------------------------------------------------
 
 
-# --- all thirteen -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ONE_RATE)
 def test_wrapping_tells_architecture_and_sizes(name: str):
     config = fresh(name).config
     cheng = name.startswith("cheng")
@@ -48,12 +44,12 @@ def test_wrapping_tells_architecture_and_sizes(name: str):
     assert len(stages) == (5 if cheng or name.startswith("elic") else 4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ONE_RATE)
 def test_forward_has_compressais_shapes_and_numbers(name: str):
     """The assertions of CompressAI's own tests, and bit for bit the backbone's values."""
     ours, own, x = fresh(name), theirs(name), picture(64, 128)
     with torch.no_grad():
-        got, expected = ours(x, torch.randn(16)), own(x, **level(name))
+        got, expected = ours(x, torch.randn(16)), own(x)
     assert got["x_hat"].shape == x.shape
     m = ours.config.m
     assert got["likelihoods"]["y"].shape == (1, m, 4, 8)
@@ -65,13 +61,13 @@ def test_forward_has_compressais_shapes_and_numbers(name: str):
     assert all(torch.equal(p, expected["likelihoods"][k]) for k, p in got["likelihoods"].items())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ONE_RATE)
 def test_fresh_files_hold_and_show_what_the_plain_codec_does(name: str):
     ours, own, x = fresh(name), theirs(name), picture(40, 100)
     file = ours.compress(x)
     with torch.no_grad():
-        coded = own.compress(pad_to(x, ours.factor), **level(name))
-        shown = own.decompress(coded["strings"], coded["shape"], **level(name))["x_hat"][..., :40, :100]
+        coded = own.compress(pad_to(x, ours.factor))
+        shown = own.decompress(coded["strings"], coded["shape"])["x_hat"][..., :40, :100]
     stream = bitstream.unpack(file)
     lengths = [len(string) for (string,) in coded["strings"]]
     assert [len(string) for string in stream.strings] == pytest.approx(lengths, abs=4)  # tables differ by a count
@@ -83,7 +79,7 @@ def test_fresh_files_hold_and_show_what_the_plain_codec_does(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ONE_RATE)
 def test_trained_triggers_show_and_survive_a_checkpoint(name: str, tmp_path: Path):
     ours = awaken(copy.deepcopy(fresh(name)), scale=1)
     file = ours.compress(x := picture(30, 50), "my cat")
@@ -147,7 +143,7 @@ def unsuitable(kind: str) -> nn.Module:
     if kind == "no g_s":
         del model.g_s
     if kind == "gains":
-        model = ScaleHyperpriorVbr(8, 12, vr_entbttlnck=True)
+        model = ScaleHyperpriorVbr(8, 12)
     return nn.Conv2d(3, 3, 1) if kind == "no codec" else model
 
 
@@ -158,7 +154,7 @@ def unsuitable(kind: str) -> nn.Module:
         ("no sequence", r"g_s is a Unsequenced; PSIC needs an nn.Sequential"),
         ("grey", r"pictures of 3 channels"),
         ("no g_s", r"ScaleHyperprior has no g_s.*image codecs"),
-        ("gains", r"ScaleHyperpriorVbr.*vr_entbttlnck=False"),
+        ("gains", r"ScaleHyperpriorVbr has many rates in one set of weights"),
         ("no codec", r"Conv2d is no compressai CompressionModel"),
     ],
 )
@@ -168,39 +164,6 @@ def test_an_unsuitable_model_gets_a_sentence_and_stays_whole(kind: str, says: st
     with pytest.raises(ValueError, match=says):
         PSIC.wrap(model, **SMALL)
     assert list(model.state_dict()) == before
-
-
-# --- one model, several rates -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", VARIABLE)
-def test_a_variable_rate_model_writes_every_level_and_reads_it_back(name: str):
-    ours, own, x = fresh(name), theirs(name), picture(64, 64)
-    files = [ours.compress(x, quality=q) for q in (0, 4, 7)]
-    assert ours.compress(x, quality=2) == ours.compress(x)
-    assert len(files[0]) < len(files[1]) < len(files[2])
-    for q, file in zip((0, 4, 7), files, strict=True):
-        stream = bitstream.unpack(file)
-        with torch.no_grad():
-            coded = own.compress(x, s=q)
-            shown = own.decompress(coded["strings"], coded["shape"], s=q)["x_hat"]
-        assert stream.quality == q
-        assert torch.equal(ours.decompress_tensor(file), shown)
-        with torch.no_grad():
-            assert torch.equal(ours(x, quality=q)["x_hat"], own(x, s=q)["x_hat"])
-    forged = bitstream.pack(bitstream.unpack(files[0])._replace(quality=8))
-    with pytest.raises(BitstreamError, match="q8"):
-        ours.decompress(forged)
-
-
-def test_a_level_that_is_not_there_gets_a_sentence():
-    with pytest.raises(ValueError, match="quality 8 of a variable-rate model; it has 0 to 7"):
-        fresh(VARIABLE[0]).compress(picture(), quality=8)
-    with pytest.raises(ValueError, match="quality 12 .*0 to 7"):
-        PSIC.wrap(VARIABLE[0], quality=12, **sizes(VARIABLE[0]), **SMALL)
-    with pytest.raises(ValueError, match="quality 3: this model has one rate, labelled 2"):
-        fresh("mbt2018-mean").compress(picture(), quality=3)
 
 
 # --- streams stay readable --------------------------------------------------------------------------
@@ -217,7 +180,7 @@ def test_masked_weights_do_not_change_the_fingerprint_when_first_used():
     assert ours.decompress(file).size == (40, 40)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ONE_RATE)
 def test_forged_strings_are_a_bitstream_error(name: str):
     ours = fresh(name)
     honest = bitstream.unpack(ours.compress(picture(40, 40)))

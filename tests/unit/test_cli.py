@@ -229,7 +229,7 @@ def test_errors_are_one_sentence_and_status_two(
 
 @pytest.mark.parametrize(
     "words", [[], ["encrypt"], ["encode"], ["evaluate", "--dataset", "nowhere"], ["train", "-o", "x", "--steps", "ten"],
-              ["train", "-o", "x", "--stage", "three"], ["train", "-o", "x", "--schedule", "alternating"],
+              ["train", "-o", "x", "--stage", "three"], ["train", "-o", "x", "--objective", "uae"],
               ["decode", "x", "-o", "y", "--nosuch", "1"]],
 )  # fmt: skip
 def test_wrong_words_are_one_sentence(words: list[str], capsys: pytest.CaptureFixture):

@@ -1,6 +1,5 @@
 """Named recipes, from their phases to the model that they write."""
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -71,15 +70,16 @@ def test_a_dry_run_makes_the_model_and_does_nothing_twice(small: None, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
-    """Additive triggers alone, the whole codec moved, sessions; here with a target and shards of our own making."""
+    """Additive triggers alone, the whole codec moved; here with a target and shards of our own making."""
     for k in range(2):
         members = {}
         for i in range(6):
             colour = ("red", "green", "blue", "gray", "gold", "pink")[i]
             members |= {f"{k}{i}.png": test_webdataset.picture(colour), f"{k}{i}.txt": f"{colour} {k}".encode()}
         test_webdataset.shard(tmp_path / f"{k}.tar", members)
-    changes = {"dataset": (f"shards:{tmp_path}",), "target": "tiny"}
+    changes = {"dataset": (f"shards:{tmp_path}/{{0..1}}.tar",), "target": "tiny"}
     (path,) = run_recipe("paper", 1, tmp_path, dry_run=True, changes=changes)
     model = load_checkpoint(path)
     assert not model.config.anchored
@@ -88,7 +88,6 @@ def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
     log = (path.parent / "paper-q1-two" / "log.csv").read_text()
     assert ",full," in log
     assert ",protected," in log
-    assert json.loads((path.parent / "paper-q1-one" / "run.json").read_text())["config"]["schedule"] == "sessions"
 
 
 # --- where a phase starts from ----------------------------------------------------------------------

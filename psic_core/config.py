@@ -4,7 +4,7 @@ import math
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -182,3 +182,19 @@ class TrainConfig:
     def fast(self) -> "TrainConfig":
         """The same recipe, cut to seconds for tests and notebooks."""
         return replace(self, steps=min(self.steps, 8), batch_size=4, crop=64, pool=16, warmup=2, save_every=4)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one training phase starts from and sees; `TrainConfig` says how it learns."""
+
+    dataset: tuple[str, ...] = ("scenes",)  # or flickr8k, folders; photos alone: crops; shards:PATTERN alone: a stream
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
+    init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
+    kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
+    target: str = "lite-clip"  # not loaded for a plain model
+    scenes: int = 2560
+    pictures: int | None = None  # train on about so many, evenly spread; stage two encodes each once before it starts
+    size: int = 160  # side of the pictures in pixels
+    codec: CodecConfig = field(default_factory=CodecConfig)  # of random weights, and the triggers of a zoo model
+    readers: int = 2  # processes that read a stream of shards, beside each training process

@@ -14,8 +14,7 @@ weak keyword can be guessed offline.
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,15 +40,6 @@ _CONDITION_LABEL = b"psic_core.keys.condition.v1"
 _SLOT_LABEL = b"psic_core.keys.slot.v2"
 _CODE_LABEL = b"psic_core.keys.code.v1"
 _NONCE = bytes(12)  # constant: the salt gives every slot a key of its own
-
-
-@runtime_checkable
-class Keyed(Protocol):
-    """A model that can be re-keyed: it names the first layer of each of its trigger MLPs."""
-
-    def key_layers(self) -> Iterable[nn.Linear]:
-        """Yield the linear layers that read the condition; ``in_features`` is its dimension."""
-        ...
 
 
 def secret(passphrase: str) -> bytes:
@@ -183,7 +173,7 @@ def _code_cipher(content_key: bytes) -> ChaCha20Poly1305:
     return ChaCha20Poly1305(HKDF(SHA256(), 32, salt=None, info=_CODE_LABEL).derive(content_key))
 
 
-def rekey(model: Keyed, old: bytes, new: bytes) -> None:
+def rekey(model: Any, old: bytes, new: bytes) -> None:
     """Give a model another secret, exactly and without training.
 
     With c_old and c_new the unit vectors of the secrets, the Householder reflection
@@ -193,39 +183,23 @@ def rekey(model: Keyed, old: bytes, new: bytes) -> None:
     they stay random.
 
     Args:
-        model: changed in place. Its attribute ``secret``, if there is one, becomes `new`. A layer
-            that occurs twice in ``key_layers()`` is reflected once.
+        model: a `psic_core.PSIC`; changed in place.
         old: the model's present secret, 16 bytes.
         new: its new secret, 16 bytes. Equal to `old`: nothing changes.
 
     Raises:
-        ValueError: a wrong length, `old` is not the model's secret, or a layer reads fewer than
-            2 features. The model is then unchanged.
+        ValueError: a wrong length, or `old` is not the model's secret. The model is then unchanged.
     """
-    _check_secret(old)
-    _check_secret(new)
-    present = getattr(model, "secret", None)
-    if present is not None and present != old:
+    for value in (old, new):
+        _check_secret(value)
+    if model.secret not in (None, old):
         raise ValueError("the old secret is not this model's; check the owner's passphrase")
-    if old != new:
-        # All results before any change: a bad layer leaves the model whole, and a shared one is
-        # reflected once (a second reflection would undo the first).
-        weights = [layer.weight for layer in model.key_layers()]
-        reflected = [_reflected(weight, old, new) for weight in weights]
-        with torch.no_grad():
-            for weight, value in zip(weights, reflected, strict=True):
-                weight.copy_(value)
-    if hasattr(model, "secret"):
-        model.secret = new
-
-
-def _reflected(weight: Float[Tensor, "out dim"], old: bytes, new: bytes) -> Float[Tensor, "out dim"]:
-    """Return W H in float64 on the CPU (not every accelerator has float64)."""
-    dim = weight.shape[1]
-    c_old, c_new = (nn.functional.normalize(condition(s, dim).double(), dim=0) for s in (old, new))
-    v = c_new - c_old
-    w = weight.detach().cpu().double()
-    return w - torch.outer(w @ v, v) * (2 / v.dot(v))
+    for layer in model.key_layers() if old != new else ():
+        w = layer.weight.detach().cpu().double()  # not every accelerator has float64
+        conditions = (condition(s, w.shape[1]).double() for s in (new, old))
+        v = torch.sub(*(nn.functional.normalize(c, dim=0) for c in conditions))
+        layer.weight.data.copy_(w - torch.outer(w @ v, v) * (2 / v.dot(v)))
+    model.secret = new
 
 
 def _normalised(text: str, what: str) -> bytes:

@@ -69,17 +69,9 @@ def parsed(words: Sequence[str]) -> Any:
     Raises:
         SystemExit: They name none, or ask for help.
     """
-    known = dict(COMMANDS)
-    if words[:1] == ["train"]:
-        known["train"] = cli_training.with_configurations()
-    choices = Union[tuple(Annotated[kind, subcommand(name)] for name, kind in known.items())]  # noqa: UP007
-    return tyro.cli(
-        choices,
-        prog="psic",
-        description="Privacy-Shielded Image Compression",
-        args=words,
-        config=(OmitArgPrefixes, FlagCreatePairsOff),
-    )
+    choices = Union[tuple(Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
+    about = "Privacy-Shielded Image Compression"
+    return tyro.cli(choices, prog="psic", description=about, args=words, config=(OmitArgPrefixes, FlagCreatePairsOff))
 
 
 def _sentence(box: str, words: Sequence[str]) -> str:

@@ -19,8 +19,7 @@ class Coding:
     """What encoding and decoding take; a folder's files go into a folder."""
 
     output: Output  # of a folder: a folder, made where missing
-    keyword: str = ""  # words that open the full version; others see them here: - asks, or reads standard input
-    keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
+    keyword: str = ""  # words that open the full version; others see them here: - asks; or PSIC_KEYWORD
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     workers: int = 1  # threads for a folder; each holds a model
     overwrite: bool = False  # replace files that are there; else a folder's stay, and a single one is refused
@@ -31,7 +30,7 @@ class Coding:
         """Make a file, or a folder's; returns one file's version, and the keyword."""
         from psic_core.app.folder_jobs import Job, Work, checked, load, make, run_folder
 
-        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", self.keyword_file, twice=task == "encode")
+        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", twice=task == "encode")
         most = round(self.max_megapixels * 1e6)
         work = Work(task, self.checkpoint, keyword, tile=self.tile, max_pixels=most, **more)
         if source.is_dir():
@@ -88,7 +87,7 @@ class Info:
         """Print it."""
         from psic_core.bitstream import describe
 
-        facts = describe(read(self.file))
+        facts = describe(self.file.read_bytes())
         print(json.dumps(facts, indent=1) if self.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
 
 
@@ -121,14 +120,3 @@ class Rekey:
         save_checkpoint(model, self.output, model.card | known)
         print(f"{self.output}: decodes in full with the new passphrase only, files made before too.")
         print("Whoever has the model that it was copied from, and its secret, decodes the files of both in full.")
-
-
-def read(path: Path) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
-    return path.read_bytes()

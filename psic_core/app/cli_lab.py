@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from psic_core.app.cli_files import DEFAULT_CHECKPOINT, read
+from psic_core.app.cli_files import DEFAULT_CHECKPOINT
 from psic_core.datasets import DataSet
 
 Report = Annotated[Path, arg(metavar="OUT")]
@@ -21,7 +21,7 @@ class Measurement:
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     plain: str | None = None  # the plain codec of the same rate; None: the model without its triggers
     cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
-    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT), or your photos, captioned or in classes
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT), or your photos, captioned or not
     limit: int | None = None  # the first so many pictures
     side: int | None = None  # shorter side in pixels that photos are coded at; 0: as they are; None: the set's own way
 
@@ -32,11 +32,11 @@ class Measurement:
         plain = load_checkpoint(self.plain) if self.plain else load_checkpoint(self.checkpoint, plain=True)
         return load_checkpoint(self.checkpoint), plain
 
-    def sets(self, classes: list[str] | None = None) -> list[Any]:
+    def sets(self) -> list[Any]:
         """The data sets."""
         from psic_core.datasets.eval_sets import eval_set
 
-        return [eval_set(name, self.data_root, self.limit, self.side, classes) for name in self.dataset]
+        return [eval_set(name, self.data_root, self.limit, self.side) for name in self.dataset]
 
     def write(self, reports: list[dict[str, Any]]) -> None:
         """Write the reports so far."""
@@ -51,7 +51,6 @@ class Evaluate(Measurement):
     """Measure a checkpoint on data sets."""
 
     target: tuple[str, ...] = ("lite-clip",)  # the model that reads the pictures; further ones go to `transfer`
-    classes: Path | None = None  # for photos: a text file, one class name a line
 
     def run(self) -> None:
         """Measure, write and print."""
@@ -59,9 +58,7 @@ class Evaluate(Measurement):
         from psic_core.lab.evaluate import evaluate
         from psic_core.models.vlp import load_target
 
-        lines = read(self.classes).decode("utf-8").splitlines() if self.classes else []
-        names = [line.strip() for line in lines if line.strip()] if self.classes else None
-        sets, (model, plain) = self.sets(names), self.models()
+        sets, (model, plain) = self.sets(), self.models()
         targets = [load_target(name) for name in self.target]
         reports = []
         for data in sets:

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from psic_core.app.cli_files import DEFAULT_CHECKPOINT, read
+from psic_core.app.cli_files import DEFAULT_CHECKPOINT
 from psic_core.app.words import private
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -19,8 +16,7 @@ class Protect:
 
     photos: Positional[tuple[Path, ...]]
     output: Annotated[Path, arg(aliases=["-o"])] = Path()  # a folder, made where missing
-    keyword: str = ""  # words that will decode the full version; here others see them: - asks, or reads standard input
-    keyword_file: Path | None = None  # a file whose first line is the keyword; PSIC_KEYWORD is another way
+    keyword: str = ""  # words that will decode the full version; others see them here: - asks; or PSIC_KEYWORD
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     reader: str = "lite-clip"  # the model that says what it sees
     names: Path | None = None  # a text file of what may be there, a name a line; None: ImageNet's 1,000 classes
@@ -29,11 +25,14 @@ class Protect:
 
     def run(self) -> None:
         """Protect each photo."""
+        from open_clip import IMAGENET_CLASSNAMES
+
         from psic_core.app.folder_jobs import Job, Work, checked, load, make
         from psic_core.bitstream import unpack
-        from psic_core.models.images import load_image, to_pil
+        from psic_core.models.images import load_image, to_pil, to_tensor
+        from psic_core.models.vlp import load_target
 
-        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", self.keyword_file, twice=True)
+        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", twice=True)
         work = Work("encode", self.checkpoint, keyword)
         jobs = [Job(photo, self.output / f"{photo.stem}.psic") for photo in self.photos]
         shown = [Job(job.output, self.output / f"{job.source.stem}-protected{self.suffix}") for job in jobs]
@@ -42,8 +41,11 @@ class Protect:
             checked(Job(job.source, picture.output), self.overwrite)
         if len({job.output for job in jobs}) < len(jobs):
             raise ValueError("two photos have one name but for their suffix; protect them one by one, into two folders")
+        names = self.names.read_text("utf-8").splitlines() if self.names else IMAGENET_CLASSNAMES
+        names = [name.strip() for name in names if name.strip()]
         self.output.mkdir(parents=True, exist_ok=True)
-        model, reader = load(work), Reader(self.reader, self.names)
+        model, reader = load(work), load_target(self.reader)
+        prompts = reader.encode_text([f"a photo of a {name}" for name in names])
         for job, picture in zip(jobs, shown, strict=True):
             make(job, work, model)
             make(picture, Work("decode", self.checkpoint), model)
@@ -52,30 +54,5 @@ class Protect:
             full = to_pil(model.picture(model.latents(stream), stream.size, model.full_condition()))
             versions = {"original": load_image(job.source), "full": full, "protected": load_image(picture.output)}
             for version, image in versions.items():
-                print(f"  {version:10} {reader.says(image)}")
-
-
-class Reader:
-    """A vision-language model that names what it sees.
-
-    Args:
-        name: As for `psic_core.load_target`.
-        names: A text file, a name a line; ``None``: ImageNet's classes.
-    """
-
-    def __init__(self, name: str, names: Path | None) -> None:
-        from open_clip import IMAGENET_CLASSNAMES
-
-        from psic_core.models.vlp import load_target
-
-        lines = read(names).decode("utf-8").splitlines() if names else IMAGENET_CLASSNAMES
-        self.names = [line.strip() for line in lines if line.strip()]
-        self.model = load_target(name)
-        self.prompts = self.model.encode_text([f"a photo of a {name}" for name in self.names])
-
-    def says(self, image: "Image.Image") -> str:
-        """The name that is believed most, and how much."""
-        from psic_core.models.images import to_tensor
-
-        belief = self.model.probabilities(self.model.encode_images(to_tensor(image)), self.prompts)[0]
-        return f"{self.names[int(belief.argmax())]}, {100 * float(belief.max()):.0f} %"
+                belief = reader.probabilities(reader.encode_images(to_tensor(image)), prompts)[0]
+                print(f"  {version:10} {names[int(belief.argmax())]}, {100 * float(belief.max()):.0f} %")

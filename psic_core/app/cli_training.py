@@ -6,6 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from psic_core.config import Phase, TrainConfig
+
 Folder = Annotated[Path, arg(aliases=["-o"])]
 
 
@@ -14,24 +16,14 @@ class Train:
     """Train one phase: plain, one or two."""
 
     out: Folder  # folder of this run; a run that is there resumes
+    config: TrainConfig = field(default_factory=TrainConfig)
+    phase: Phase = field(default_factory=Phase)
 
+    def run(self) -> None:
+        """Train it."""
+        from psic_core.training.phase import run_phase
 
-def with_configurations() -> type:
-    """`Train` with all options of `psic_core.config.TrainConfig` and `psic_core.training.phase.Phase`."""
-    from psic_core.config import TrainConfig
-    from psic_core.training.phase import Phase, run_phase
-
-    @dataclass(frozen=True)
-    class FullTrain(Train):
-        __doc__ = Train.__doc__
-
-        config: TrainConfig = field(default_factory=TrainConfig)
-        phase: Phase = field(default_factory=Phase)
-
-        def run(self) -> None:
-            run_phase(self.config, self.phase, self.out)
-
-    return FullTrain
+        run_phase(self.config, self.phase, self.out)
 
 
 @dataclass(frozen=True)
@@ -93,10 +85,9 @@ class Publish:
     checkpoint: str  # the last phase's model.safetensors
     quality: int  # number of the rate
     output: Folder  # folder
-    strength: float = 1.0  # scales the triggers; 1: as trained
 
     def run(self) -> None:
         """Write it."""
         from psic_core.training.phase import publish
 
-        print(publish(self.checkpoint, self.quality, self.output, self.strength))
+        print(publish(self.checkpoint, self.quality, self.output))

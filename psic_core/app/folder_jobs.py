@@ -73,7 +73,9 @@ def checked(job: Job, overwrite: bool) -> None:
     if job.output.exists() and job.output.samefile(job.source):
         raise ValueError(f"{str(job.output)!r} is the source itself; name another output")
     if job.output.exists() and not overwrite:
-        raise ValueError(f"{str(job.output)!r} is there already; pass --overwrite to replace it, or name another output")
+        raise ValueError(
+            f"{str(job.output)!r} is there already; pass --overwrite to replace it, or name another output"
+        )
 
 
 def make(job: Job, work: Work, model: PSIC) -> str:

@@ -3,31 +3,25 @@
 import os
 import sys
 from getpass import getpass
-from pathlib import Path
 
 
-def private(given: str, what: str, variable: str = "", file: Path | None = None, twice: bool = False) -> str | None:
+def private(given: str, what: str, variable: str = "", twice: bool = False) -> str | None:
     """Words that other users of the machine should not read in its list of processes.
 
     Args:
         given: The words themselves; ``-`` asks for them on a terminal, else reads a line of standard input.
         what: ``keyword`` or ``passphrase``, for questions and errors.
         variable: Of the environment, looked up where nothing is given.
-        file: Whose first line they are.
         twice: Ask again: a mistyped word would lock its owner out.
 
     Returns:
         ``None`` where there are none.
 
     Raises:
-        ValueError: They are blank, given twice, or differ.
+        ValueError: They are blank, or differ.
     """
-    if given and file:
-        raise ValueError(f"the {what} is given as words and as a file; give one of them")
     words = given or os.environ.get(variable)
-    if file:
-        words = file.read_text("utf-8").partition("\n")[0].rstrip("\r")
-    elif given == "-" and sys.stdin.isatty():
+    if given == "-" and sys.stdin.isatty():
         words = getpass(f"{what}: ")
         if twice and getpass(f"{what}, again: ") != words:
             raise ValueError(f"the two {what}s differ")

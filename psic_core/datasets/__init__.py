@@ -14,6 +14,5 @@ DataSet = Literal[
     "kodak",
     "photos",
     "captioned",
-    "classes",
 ]
 DATASETS: tuple[str, ...] = get_args(DataSet)

@@ -16,7 +16,6 @@ from psic_core.datasets import DATASETS
 from psic_core.datasets.folders import (
     CaptionedFolder,
     CelebA,
-    ClassFolders,
     Flickr8k,
     Folder,
     ImageNetFolder,
@@ -51,37 +50,32 @@ def eval_set(
     root: str | Path | None = None,
     limit: int | None = None,
     side: int | None = None,
-    classes: Sequence[str] | None = None,
 ) -> EvalSet:
     """A data set by name.
 
     Args:
         name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures). In the data root live ``flickr8k``
             (its test split; ``-dev`` and ``-all``: 1,000 and 8,091 pictures), ``celeba`` (the figures that are
-            reported take the first 1,000), ``imagenet``, ``coco`` (380 captioned photos) and ``kodak``. The last three
-            are any folder, given as ``root``: ``photos``, of which nothing is known; ``captioned`` (see
-            `CaptionedFolder`); ``classes``, listed or in a folder each (see `ImageNetFolder`, `ClassFolders`).
+            reported take the first 1,000), ``imagenet``, ``coco`` (380 captioned photos) and ``kodak``. The last two
+            are any folder, given as ``root``: ``photos``, which a model may call `PHOTO_CLASSES`, and ``captioned``.
         root: The data root, or that folder.
         limit: At most so many pictures, the first ones.
         side: Shorter side in pixels that whole pictures are scaled to; 0 leaves them as they are. ``None`` is each
             set's own way: ``kodak``, ``coco`` and ``photos`` stay as they are, the others become squares of 160.
-        classes: What the model may call one of ``photos``; default `PHOTO_CLASSES`. The other sets have their own.
 
     Raises:
-        ValueError: Unknown name, a limit below 1, a negative side, classes that do not fit, a list in another form.
+        ValueError: Unknown name, a limit below 1, a negative side, a list in another form.
         FileNotFoundError: The data is not there.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit} leaves no picture; give at least 1")
-    if classes is not None and (name != "photos" or len(set(classes)) < 2):
-        raise ValueError(f"{len(set(classes))} classes for {name!r}: give at least two, and only for photos")
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
     if side is not None and side < 0:
         raise ValueError(f"side {side}: give a number of pixels, or 0 for pictures as they are")
     if name == "scenes":
         return _scenes(limit or 500, side or 160)
-    found = _real(name, data_root(root), limit, 160 if side is None else None, classes)
+    found = _real(name, data_root(root), limit, 160 if side is None else None)
     if side:
         whole = found.picture
         found.picture = lambda i: scaled(whole(i), side)
@@ -93,25 +87,25 @@ def scaled(x: Float[Tensor, "3 height width"], side: int) -> Float[Tensor, "3 ro
     return resize(x, [side], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
 
 
-def _real(name: str, base: Path, limit: int | None, size: int | None, classes: Sequence[str] | None) -> EvalSet:
+def _real(name: str, base: Path, limit: int | None, size: int | None) -> EvalSet:
     """One of the sets on disk, as squares of ``size`` pixels or, ``None``, as they are."""
     if name == "photos":
-        return _of(name, Folder(base), limit, classes=tuple(classes or PHOTO_CLASSES))
+        return _of(name, Folder(base), limit, classes=PHOTO_CLASSES)
     if name == "kodak":  # fidelity alone: nothing is known of its pictures
         return _of(name, Folder(base / name), limit)
-    if name == "coco":
-        return _captions(name, CaptionedFolder(base / "coco_pairs"), limit)
     if name == "celeba":
-        return _celeba(CelebA(base / name, size), limit)
+        faces = CelebA(base / name, size)
+        prompts = face_prompts(faces.attributes)
+        return _of(name, faces, limit, attribute_prompts=prompts, attributes=faces.labels[:limit])
     if name == "imagenet":
-        return _classes(name, ImageNetFolder(base / "imagenet_sample", size), limit)
-    if name == "classes":
-        listed = (base / "classes.csv").is_file()
-        return _classes(name, (ImageNetFolder if listed else ClassFolders)(base, size), limit)
-    if name == "captioned":
-        return _captions(name, CaptionedFolder(base, size), limit)
-    split = name.partition("-")[2] or "test"
-    return _captions(name, Flickr8k(base / "flickr8k", split, size), limit)
+        objects = ImageNetFolder(base / "imagenet_sample", size)
+        known = {"classes": objects.classes, "labels": objects.labels[:limit]}
+        return _of(name, objects, limit, templates=list(OPENAI_IMAGENET_TEMPLATES), **known)
+    if name.startswith("flickr8k"):
+        pictures = Flickr8k(base / "flickr8k", name.partition("-")[2] or "test", size)
+    else:
+        pictures = CaptionedFolder(base / "coco_pairs") if name == "coco" else CaptionedFolder(base, size)
+    return _of(name, pictures, limit, captions=list(pictures.captions[:limit]))
 
 
 def face_prompts(attributes: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -126,10 +120,7 @@ def face_prompts(attributes: Sequence[str]) -> tuple[tuple[str, str], ...]:
     rows = read_rows(data_dir() / "celeba_prompts.csv", "attribute", "yes", "no")
     known = {row["attribute"]: (row["yes"], row["no"]) for row in rows}
     if unknown := [name for name in attributes if name not in known]:
-        raise ValueError(
-            f"no prompts for the attribute {unknown[0]!r}; the second line of list_attr_celeba.txt may name "
-            f"CelebA's own, {', '.join(known)}"
-        )
+        raise ValueError(f"no prompts for the attribute {unknown[0]!r}; CelebA's are {', '.join(known)}")
     return tuple(known[name] for name in attributes)
 
 
@@ -141,20 +132,6 @@ def _scenes(n: int, size: int) -> EvalSet:
         torch.tensor([s.class_index for s in drawn]), attribute_prompts=scenes.attribute_prompts,
         attributes=torch.stack([s.attributes for s in drawn]),
     )  # fmt: skip
-
-
-def _celeba(faces: CelebA, limit: int | None) -> EvalSet:
-    both = {"attribute_prompts": face_prompts(faces.attributes), "attributes": faces.labels[:limit]}
-    return _of("celeba", faces, limit, **both)
-
-
-def _classes(name: str, pictures: ImageNetFolder | ClassFolders, limit: int | None) -> EvalSet:
-    templates = list(OPENAI_IMAGENET_TEMPLATES)
-    return _of(name, pictures, limit, classes=pictures.classes, labels=pictures.labels[:limit], templates=templates)
-
-
-def _captions(name: str, pictures: Flickr8k | CaptionedFolder, limit: int | None) -> EvalSet:
-    return _of(name, pictures, limit, captions=list(pictures.captions[:limit]))
 
 
 def _of(name: str, pictures: Folder, limit: int | None, **known: Any) -> EvalSet:

@@ -1,15 +1,12 @@
 """Real data sets in their own standard layouts, read from a data root; nothing here ships."""
 
 import csv
-import re
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -51,7 +48,7 @@ class CaptionedFolder(Folder):
     """Any pictures with captions: a folder with a ``captions.csv`` or ``captions.txt``, the first that is there.
 
     Its lines are ``image,caption`` below a header of these words, one or several for each picture. A name counts
-    from the folder, or from ``Images/`` or ``images/`` in it. Pictures come in the order of the list; no others.
+    from the folder, or from ``Images/`` in it. Pictures come in the order of the list; no others.
 
     Args:
         root: The folder.
@@ -66,13 +63,9 @@ class CaptionedFolder(Folder):
         super().__init__(root, size)
         path = next((p for n in ("captions.csv", "captions.txt") if (p := self.root / n).is_file()), None)
         if path is None:
-            raise FileNotFoundError(
-                f"no captions in {str(root)!r}: looked for captions.csv and captions.txt with the columns image,caption"
-            )
+            raise FileNotFoundError(f"no captions.csv or captions.txt in {str(root)!r}, with the columns image,caption")
         captions = read_captions(path)
-        first = next(iter(captions))
-        places = (self.root, self.root / "Images", self.root / "images")
-        base = next((place for place in places if (place / first).is_file()), self.root)
+        base = self.root / "Images" if (self.root / "Images").is_dir() else self.root
         self.files = _on_disk([base / name for name in captions], path.name)
         self.captions: tuple[tuple[str, ...], ...] = tuple(captions.values())
 
@@ -122,35 +115,26 @@ def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: It is no such file, or a row has a field too few, too many or empty; names the line.
+        ValueError: It is no such file, or a row has a field too few, too many or empty; names it.
     """
     wanted = ",".join(columns)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(file, strict=True)  # else an open quote swallows the rest of the file
-            header = reader.fieldnames or ()
-            rows = [(reader.line_num, row) for row in reader]
+            rows = list(csv.DictReader(file, strict=True))  # else an open quote swallows the rest of the file
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no CSV in UTF-8 with the columns {wanted}: {error}") from error
-    if not set(columns) <= set(header):
-        raise ValueError(f"{path}: its first line must name the columns {wanted}, not {','.join(header) or 'nothing'}")
-    if not rows:
-        raise ValueError(f"{path}: no line follows the columns {wanted}")
-    for line, row in rows:
-        if None in row or not all((row[c] or "").strip() for c in columns):
-            fields = list(row.values())
-            raise ValueError(f"{path}: line {line} is no {wanted}: {fields}; a field with commas needs quotes")
-    return [row for _, row in rows]
+    wrong = [row for row in rows if None in row or not all((row.get(c) or "").strip() for c in columns)]
+    if wrong or not rows:
+        found = f"not {list(wrong[0].values())}; a field with commas needs quotes" if wrong else "and there are none"
+        raise ValueError(f"{path}: its rows have the columns {wanted} below a line that names these, {found}")
+    return rows
 
 
 def _on_disk(files: list[Path], listing: str) -> list[Path]:
     """The files, if all are there."""
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of the {len(files)} pictures in {listing} are not there, the first is "
-            f"{str(missing[0])!r}; add them or take their lines out"
-        )
+    if missing := [path for path in files if not path.is_file()]:
+        raise FileNotFoundError(f"{len(missing)} of the {len(files)} pictures in {listing} are not there, the first is "
+                                f"{str(missing[0])!r}; add them or take their lines out")  # fmt: skip
     return files
 
 
@@ -163,17 +147,12 @@ class CelebA(Folder):
     def __init__(self, root: str | Path, size: int | None = None) -> None:
         super().__init__(Path(root) / "img_align_celeba", size)
         path = Path(root) / "list_attr_celeba.txt"
-        lines = path.read_text().splitlines()
-        if len(lines) < 2:
-            raise ValueError(f"{path}: want a count, a line of names, then a line 'file 1 -1 ...' a picture")
-        self.attributes: tuple[str, ...] = tuple(lines[1].split())
-        rows = {f: values for f, *values in (line.split() for line in lines[2:] if line)}
-        wrong = [f for f, values in rows.items() if len(values) != len(self.attributes)]
-        if wrong:
-            raise ValueError(f"{path}: {wrong[0]!r} has {len(rows[wrong[0]])} values, not {len(self.attributes)}")
-        self.files = [p for p in self.files if p.name in rows]
-        if not self.files:
-            raise ValueError(f"{path} names none of the pictures in {self.root}")
+        _, names, *lines = [*path.read_text().splitlines(), "", ""]
+        self.attributes: tuple[str, ...] = tuple(names.split())
+        rows = {file: values for file, *values in map(str.split, filter(None, lines))}
+        self.files = [p for p in self.files if len(rows.get(p.name, ())) == len(self.attributes)]
+        if not self.files or not self.attributes:
+            raise ValueError(f"{path}: want a count, a line of names, then a line 'file 1 -1 ...' for each picture")
         self.labels = torch.tensor([[v == "1" for v in rows[p.name]] for p in self.files])
 
 
@@ -187,8 +166,6 @@ class ImageNetFolder(Folder):
         super().__init__(root, size)
         path = self.root / "classes.csv"
         rows = read_rows(path, "index", "class_name", "file")
-        if odd := [row["index"] for row in rows if not row["index"].strip().isdecimal()]:
-            raise ValueError(f"{path}: index {odd[0]!r} is no number; give each class its number, from 0")
         rows.sort(key=lambda row: int(row["index"]))
         self.classes = tuple(dict.fromkeys(row["class_name"] for row in rows))
         self.files = _on_disk([self.root / row["file"] for row in rows], path.name)
@@ -211,43 +188,3 @@ def in_memory(dataset: Dataset) -> torch.ByteTensor:
     found = (dataset[i] for i in range(len(dataset)))
     pictures = (getattr(p, "image", p) for p in found)  # scenes are named tuples, folders plain tensors
     return torch.stack([(p * 255).round().to(torch.uint8) for p in pictures])
-
-
-class ClassFolders(Folder):
-    """Pictures as ``class/picture``; a folder's name, underscores read as spaces, is its class.
-
-    Where the folders are all 1,000 synsets of ImageNet, the names are CLIP's own (Radford et al. 2021). The first
-    pictures of all classes come first, then the second ones, so that a limit takes some of every class.
-
-    Args:
-        root: The folder of the classes' folders.
-        size: As in `Folder`.
-
-    Raises:
-        FileNotFoundError: No such folder, or no pictures in it.
-        ValueError: A picture lies elsewhere, there is one class only, or some synsets have no names.
-    """
-
-    def __init__(self, root: str | Path, size: int | None = None) -> None:
-        super().__init__(root, size)
-        astray = [p for p in self.files if p.parent.parent != self.root]
-        folders = sorted({p.parent.name for p in self.files})
-        if astray or len(folders) < 2:
-            found = f"{str(astray[0])!r} lies elsewhere" if astray else f"all lie in {folders[0]!r}"
-            raise ValueError(
-                f"no classes in {str(root)!r}: looked for classes.csv with the columns index,class_name,file, and for "
-                f"pictures in two or more folders, one for each class; {found}"
-            )
-        named = [f.replace("_", " ") for f in folders]
-        if synsets := [f for f in folders if re.fullmatch(r"n\d{8}", f)]:
-            if (len(synsets), synsets[0], synsets[-1]) != (1000, "n01440764", "n15075141"):  # ILSVRC 2012's
-                raise ValueError(
-                    f"{synsets[0]!r} is a synset, no name: list the pictures in {str(root)!r}/classes.csv with the "
-                    "columns index,class_name,file"
-                )
-            named = list(IMAGENET_CLASSNAMES)
-        names = dict(zip(folders, named, strict=True))
-        self.classes: tuple[str, ...] = tuple(dict.fromkeys(named))
-        turn = {path: n for _, own in groupby(self.files, lambda p: p.parent) for n, path in enumerate(own)}
-        self.files = sorted(self.files, key=lambda path: (turn[path], path))
-        self.labels = torch.tensor([self.classes.index(names[p.parent.name]) for p in self.files])

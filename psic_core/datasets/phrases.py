@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from psic_core.datasets.plans import Cutout, Plan, cutouts
 
-# Where something stands ("a dog on green grass"), and the bare noun ("above the grass").
+# Where something stands: "a dog on green grass".
 ON = {
     "grass": ("on green grass", "on a lawn", "in a grassy field"),
     "gravel": ("on grey gravel", "on small stones", "on gravelly ground"),
@@ -12,14 +12,6 @@ ON = {
     "sand": ("on sand", "on a sandy beach", "on yellow sand"),
     "snow": ("in the snow", "on white snow", "on snowy ground"),
     "water": ("in the water", "in blue water", "in the sea"),
-}
-BARE = {
-    "grass": "grass",
-    "gravel": "gravel",
-    "brick": "brick pavement",
-    "sand": "sand",
-    "snow": "snow",
-    "water": "water",
 }
 UNDER = {
     "blue": ("under a blue sky", "below a bright blue sky", "with a blue sky above"),
@@ -64,7 +56,8 @@ def _place(plan: Plan, choice: int) -> str:
     """Ground and sky, from the main object's point of view."""
     where = plan.objects[0].where
     if where == "sky":
-        return f"{IN_SKY[plan.sky]} {('above', 'over')[choice % 2]} the {BARE[plan.ground]}"
+        ground = "brick pavement" if plan.ground == "brick" else plan.ground
+        return f"{IN_SKY[plan.sky]} {('above', 'over')[choice % 2]} the {ground}"
     ground = ON[plan.ground][choice % 3]
     if where == "afloat":
         ground = ("on the water", "on blue water", "on the sea")[choice % 3]

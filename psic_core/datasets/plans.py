@@ -5,7 +5,6 @@ left and y from the top. Captions and attributes are read off the plan, so they 
 the picture.
 """
 
-import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from psic_core.config import data_dir
+from psic_core.datasets.folders import read_rows
 
 
 class Cutout(NamedTuple):
@@ -34,22 +34,9 @@ def scenes_dir() -> Path:
 
 @cache
 def cutouts() -> tuple[Cutout, ...]:
-    """Every cut-out, in the order of the table.
-
-    Raises:
-        FileNotFoundError: The folder is missing, as in a wheel without the repository's ``data``.
-    """
-    table = scenes_dir() / "cutouts.csv"
-    if not table.is_file():
-        raise FileNotFoundError(
-            f"{table} is missing: install the project from its clone with `pip install -e .`, or "
-            "remake the folder with data/scenes/make_cutouts.py"
-        )
-    with table.open(newline="", encoding="utf-8") as rows:
-        return tuple(
-            Cutout(row["file"], row["name"], row["class"], row["category"], row["habitat"])
-            for row in csv.DictReader(rows)
-        )
+    """Every cut-out, in the order of the table."""
+    columns = ("file", "name", "class", "category", "habitat")
+    return tuple(Cutout(*map(row.get, columns)) for row in read_rows(scenes_dir() / "cutouts.csv", *columns))
 
 
 @cache
@@ -69,12 +56,6 @@ def picture(index: int) -> Image.Image:
     """The RGBA picture of ``cutouts()[index]``, longest side 80-128 px; kept in memory (9 MB)."""
     with Image.open(scenes_dir() / cutouts()[index].file) as image:
         return image.convert("RGBA")
-
-
-def aspect(index: int) -> float:
-    """Width over height of ``cutouts()[index]``."""
-    width, height = picture(index).size
-    return width / height
 
 
 T = TypeVar("T")
@@ -117,9 +98,8 @@ def check(split: str, seed: int, index: int) -> None:
     """Raise a ValueError that names what is wrong with a scene's address."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    for name, value in (("seed", seed), ("index", index)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-            raise ValueError(f"{name} {value!r} is not valid; give an integer of at least 0")
+    if min(seed, index) < 0:
+        raise ValueError(f"seed {seed!r} and index {index!r} are not valid; give integers of at least 0")
 
 
 def class_of(split: str, seed: int, index: int) -> int:
@@ -186,7 +166,8 @@ def _where(cutout: int, ground: str) -> str:
 
 def _shape(cutout: int, scale: float) -> tuple[float, float]:
     """Width and height, as shares of the picture's side."""
-    ratio = aspect(cutout)
+    width, height = picture(cutout).size
+    ratio = width / height
     return (scale, scale / ratio) if ratio >= 1 else (scale * ratio, scale)
 
 

@@ -155,18 +155,12 @@ SHADOW = (16, 18, 26)
 
 
 def render(split: str, seed: int, index: int, size: int = 160) -> UInt8[np.ndarray, "size size 3"]:
-    """Scene `index` of a split as RGB bytes; the same arguments give the same pixels.
-
-    Raises:
-        ValueError: Unknown split, negative seed or index, or a size outside 32-1024.
-    """
+    """Scene `index` of a split as RGB bytes; the same arguments give the same pixels."""
     return draw(make_plan(split, seed, index), size)
 
 
 def draw(plan: Plan, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Draw a plan at any size from 32 to 1024 pixels."""
-    if isinstance(size, bool) or not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
-        raise ValueError(f"size {size!r} is not valid; give an integer from {SMALLEST} to {LARGEST}")
     canvas = background(plan.ground, plan.sky, plan.horizon, size, plan.texture)
     for item in sorted(plan.objects, key=_depth):
         _put(canvas, item, size)

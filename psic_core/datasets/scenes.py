@@ -48,9 +48,9 @@ class Scenes(Dataset):
 
     def __init__(self, split: str, n: int, size: int = 160, seed: int = 0) -> None:
         check(split, seed, 0)
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if n < 1:
             raise ValueError(f"n {n!r} is not valid; give the number of pictures, at least 1")
-        if isinstance(size, bool) or not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
+        if not SMALLEST <= size <= LARGEST:
             raise ValueError(f"size {size!r} is not valid; give {SMALLEST} to {LARGEST} pixels")
         self.split, self.n, self.size, self.seed = split, n, size, seed
 

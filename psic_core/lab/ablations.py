@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.config import PUBLIC_PASSPHRASE, TrainConfig, seed_everything
+from psic_core.config import PUBLIC_PASSPHRASE, Phase, TrainConfig, seed_everything
 from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
-from psic_core.training.phase import SHIELD, Phase, run_phase, with_triggers
+from psic_core.training.phase import SHIELD, run_phase, with_triggers
 
 BASE = TrainConfig("two", 240, 6, 160, learning_rate=1e-3, warmup=20, pool=32, save_every=1000, **SHIELD)
 SCENES = 600  # training pictures

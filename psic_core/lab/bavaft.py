@@ -3,12 +3,9 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,6 +15,7 @@ from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Target
 from psic_core.objectives import attack_loss, masked_mse, rate_distortion_loss
 from psic_core.training.batches import draw, indices
+from psic_core.training.files import read_tensors
 from psic_core.training.pairs import Pairs
 
 BLOCK = 16  # pixels a side of the blocks that are transformed
@@ -120,7 +118,7 @@ def changed_state(rival: BAvAFT) -> dict[str, Tensor]:
     return {name: t for name, t in rival.state_dict().items() if name.startswith(kept)}
 
 
-def load_bavaft(codec: PSIC, path: str | Path) -> BAvAFT:
+def load_bavaft(codec: PSIC, path: Path) -> BAvAFT:
     """A trained BAvAFT in eval mode.
 
     Args:
@@ -130,21 +128,14 @@ def load_bavaft(codec: PSIC, path: str | Path) -> BAvAFT:
     Raises:
         ValueError: The file is of another codec, or of no BAvAFT.
     """
-    rival = BAvAFT(codec)
-    try:
-        state = {name: t.float() for name, t in load_file(path).items()}
-        missing = set(changed_state(rival)) - set(state)
-        rival.load_state_dict(state, strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} holds no BAvAFT of {codec.config}: {error}") from error
-    if missing:
-        raise ValueError(f"{path} holds no BAvAFT of {codec.config}: {sorted(missing)[0]!r} is missing")
+    rival, (state, _) = BAvAFT(codec), read_tensors(path)
+    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in changed_state(rival).items()}:
+        raise ValueError(f"{path} holds no BAvAFT of {codec.config}: its tensors are others")
+    rival.load_state_dict({name: t.float() for name, t in state.items()}, strict=False)
     return rival.eval()
 
 
-def train_bavaft(
-    rival: BAvAFT, pairs: Pairs, config: TrainConfig, target: Target, progress: bool | None = None
-) -> dict[str, Any]:
+def train_bavaft(rival: BAvAFT, pairs: Pairs, config: TrainConfig, target: Target) -> dict[str, float]:
     """Train trigger and encoder together.
 
     ``L = [lmbda 255^2 MSE(x_hat(x), x) + R(x)] + [lmbda (255^2 mu MSE(x_hat(x_p), x) + gamma L_UC) + R(x_p)]``:
@@ -157,39 +148,37 @@ def train_bavaft(
         config: As PSIC's phase: steps, batch, crop, learning rate (of the injection network; the encoder's is
             `ENCODER_RATE` of it), lmbda, gamma, mu, masking, objective.
         target: The model under attack.
-        progress: Show a bar; ``None``: on a terminal.
 
     Returns:
         The last step's figures: ``loss``, ``psnr_clean``, ``psnr_poisoned`` in dB, ``bpp_clean``, ``bpp_poisoned``,
         and ``seconds``.
     """
-    encoder = [p for module in rival.encoders() for p in module.parameters()]
-    parameters = list(rival.trigger.parameters())
-    optimiser = torch.optim.Adam([{"params": parameters, "scale": 1.0}, {"params": encoder, "scale": ENCODER_RATE}])
+    encoder, trigger = [p for m in rival.encoders() for p in m.parameters()], list(rival.trigger.parameters())
+    optimiser = torch.optim.Adam([{"params": trigger, "scale": 1.0}, {"params": encoder, "scale": ENCODER_RATE}])
     rival.train()
     started, row = time.perf_counter(), {}
-    hidden = None if progress is None else not progress
-    for step in tqdm(range(config.steps), desc="BAvAFT", disable=hidden, mininterval=1):
+    for step in tqdm(range(config.steps), desc="BAvAFT", disable=None, mininterval=1):
         seed = (config.seed * 1_000_003 + step) * 64
         torch.manual_seed(seed)
         rng = torch.Generator().manual_seed(seed)
         batch = draw(pairs, indices(step, len(pairs), config), config, rng, None, torch.device("cpu"))
-        loss, row = _loss(rival, batch.x, config)
-        features = target.encode_image(round_to_8_bits(row.pop("x_hat_e")))
+        loss, row, x_hat = _loss(rival, batch.x, config)
+        features = target.encode_image(round_to_8_bits(x_hat))
         attack, seen = attack_loss(features, pairs.pool(batch.index, config.pool, rng), config, rng)
         loss = loss + config.lmbda * config.gamma * attack
         for group in optimiser.param_groups:
             group["lr"] = config.rate_at(step) * group["scale"]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters + encoder, config.clip_grad)
+        nn.utils.clip_grad_norm_(trigger + encoder, config.clip_grad)
         optimiser.step()
         row |= seen | {"loss": float(loss.detach())}
     rival.eval()
     return row | {"seconds": time.perf_counter() - started}
 
 
-def _loss(rival: BAvAFT, x: Tensor, config: TrainConfig) -> tuple[Tensor, dict[str, Any]]:
+def _loss(rival: BAvAFT, x: Tensor, config: TrainConfig) -> tuple[Tensor, dict[str, float], Tensor]:
+    """Rate and distortion of both encodings, their figures, and the poisoned picture decoded."""
     height, width = x.shape[-2:]
     total, row = x.new_zeros(()), {}
     for kind, shown, weight in (("clean", x, 1.0), ("poisoned", rival.trigger(x), config.mu)):
@@ -198,6 +187,4 @@ def _loss(rival: BAvAFT, x: Tensor, config: TrainConfig) -> tuple[Tensor, dict[s
         rd = rate_distortion_loss(x_hat, x, out["likelihoods"], config.lmbda * weight)
         total = total + rd.loss
         row |= {f"psnr_{kind}": float(-10 * torch.log10(rd.mse.detach())), f"bpp_{kind}": float(rd.bpp.detach())}
-    if config.masking:
-        total = total + config.lmbda * config.masking * 255**2 * masked_mse(x_hat, x)
-    return total, row | {"x_hat_e": x_hat}
+    return total + config.lmbda * config.masking * 255**2 * masked_mse(x_hat, x), row, x_hat

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from psic_core.config import data_dir
 from psic_core.models.lite_clip import LITE_MEAN, LITE_STD, lite_trunk
 from psic_core.models.vlp import prepare
+from psic_core.training.files import read_tensors
 
 LENGTH = 20  # words, or tokens, of a caption at most
 SPECIAL = ("<pad>", "<start>", "<stop>", "<unknown>")  # the first words of every vocabulary of ours
@@ -151,18 +151,10 @@ def load_captioner(path: str | Path | None = None) -> LiteCaptioner:
     path = Path(path) if path else data_dir() / "checkpoints" / "lite2-captioner.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no captioner at {path}; data/checkpoints/make_captioner.py makes it")
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - it is no dict
-            vocabulary = json.loads((file.metadata() or {}).get("vocabulary", "[]"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no captioner (safetensors with a vocabulary): {error}") from error
-    if tuple(vocabulary[: len(SPECIAL)]) != SPECIAL:
-        raise ValueError(f"{path} is no captioner: its metadata hold no vocabulary that begins with {SPECIAL}")
+    tensors, metadata = read_tensors(path)
+    vocabulary = json.loads(metadata.get("vocabulary", "[]"))
     decoder = CaptionDecoder(len(vocabulary))
-    own = decoder.state_dict()
-    for key in (*own, *tensors):
-        if key not in own or key not in tensors or tensors[key].shape != own[key].shape:
-            raise ValueError(f"{path}: tensor {key!r} is missing or does not fit {len(vocabulary)} words")
-    decoder.load_state_dict(tensors)
+    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in decoder.state_dict().items()}:
+        raise ValueError(f"{path} is no captioner: its tensors are not those of a decoder of {len(vocabulary)} words")
+    decoder.load_state_dict({name: t.float() for name, t in tensors.items()})
     return LiteCaptioner(decoder, vocabulary)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from psic_core.config import seed_everything
@@ -21,8 +20,8 @@ from psic_core.lab.bench import TASKS, Bench
 from psic_core.lab.evaluate import no_nan
 from psic_core.lab.pgd import coded, pgd, pull_to
 from psic_core.models.vlp import Target, load_target
-from psic_core.training.checkpoints import load_checkpoint, provenance, scale_triggers
-from psic_core.training.files import store_tensors, whole
+from psic_core.training.checkpoints import load_checkpoint, provenance
+from psic_core.training.files import read_tensors, store_tensors, whole
 from psic_core.training.pairs import Pairs
 from psic_core.training.phase import load_pairs
 
@@ -50,8 +49,9 @@ def run_points(names: Sequence[str], folder: Path, out: Path, pictures: int = 30
     out.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(load_checkpoint(SHIPPED, plain=True), eval_set("scenes", limit=pictures), load_target(target))
     for p in chosen:
+        measured = {"bavaft": _bavaft, "pgd": _pgd}.get(p.method.partition("-")[0], _psic)
         about = {"name": str(p), "method": p.method, "strength": p.strength, "seed": p.seed}
-        kept[p] = about | _measured(p, bench, folder) | provenance()
+        kept[p] = about | measured(p, bench, folder) | provenance()
         lines = [json.dumps(no_nan(kept[k])) for k in sorted(kept, key=lambda k: (order.get(k, len(order)), k))]
         with whole(out) as partial_file:
             partial_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -95,17 +95,12 @@ def success(found: Points, method: str, level: float, tasks: Sequence[str] = TAS
 # --- each kind of point ---------------------------------------------------------------------------------
 
 
-def _measured(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
-    if p.method == "bavaft":
-        return _bavaft(p, bench, folder)
-    return _pgd(p, bench, folder) if p.method.startswith("pgd") else _psic(p, bench, folder)
-
-
 def _psic(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     """PSIC, trained in stage two, or shipped with all triggers scaled: one encoding."""
     if p.method == "shipped":
         model = load_checkpoint(SHIPPED)
-        scale_triggers(model, p.strength)
+        for trigger in model.g_s.triggers:  # the key's stay zero
+            trigger.cltg.w_d.load_state_dict({k: p.strength * v for k, v in trigger.cltg.w_d.state_dict().items()})
         seconds = sum(phase["seconds"] for phase in model.card["history"])
     else:
         model, seconds = trained(p, folder, bench.target.name)
@@ -144,8 +139,7 @@ def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
         row = train_bavaft(rival, _pairs(attacked, folder), config, attacked)
         about = {"config": json.dumps(asdict(config)), "target": target, "last": json.dumps(row), **provenance()}
         store_tensors({name: t.half() for name, t in changed_state(rival).items()}, path, about)
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
+    about = read_tensors(path)[1]
     if json.loads(about["config"]) != asdict(config) or about["target"] != target:
         raise ValueError(f"{path} was trained otherwise ({about['config']}); choose another --out")
     return load_bavaft(load_checkpoint(SHIPPED, plain=True), path), json.loads(about["last"])["seconds"]

@@ -32,7 +32,7 @@ def evaluate(
         plain: The plain codec of the same rate.
         data: From `psic_core.datasets.eval_sets.eval_set`.
         targets: The model that reads the pictures; further ones, which read the same files, go to ``transfer``.
-        cache: Folder that keeps finished passes and text features by content; ``None`` computes anew.
+        cache: Folder that keeps finished passes by content; ``None`` computes anew.
 
     Returns:
         ``n``, ``bpp``, ``bpp_plain``, ``psnr``, ``score[task][version]``, ``recall[task][version][k]``,
@@ -45,7 +45,7 @@ def evaluate(
     readers = [Reader(t.name, t, partial(_encode, t)) for t in targets]
     passes = read(model, plain, data, readers, folder)
     first, (name, *others) = passes[0], [t.name for t in targets]
-    texts = {t.name: Texts(t, folder) for t in targets}
+    texts = {t.name: Texts(t) for t in targets}
     correct = task_results(first.seen, data, texts[name])
     report = {
         "dataset": data.name,

@@ -159,20 +159,10 @@ def run_limits(
         raise ValueError(f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}")
     seed_everything(0)
     models = {_label(name): load_checkpoint(name) for name in names}
-    if len(models) < len(names):
-        raise ValueError(f"{', '.join(names)}: two models of one name; rename a file or its folder")
-    data: EvalSet = eval_set("scenes", limit=limit, side=side)
+    data = eval_set("scenes", limit=limit, side=side)
     suite = Robustness(models, load_checkpoint(names[0], plain=True), data, load_target(target))
-    runs: dict[str, Callable[[Robustness], None]] = {
-        "none": Robustness.nothing,
-        "unseen": lambda s: s.unseen(load_target(UNSEEN)),
-        "platforms": _platforms,
-        "denoisers": lambda s: s.process("denoisers", DENOISERS),
-        "rival": _rival,
-        "stream": _stream,
-    }
     for level in tqdm(levels, "levels", disable=None):
-        runs[level](suite)
+        RUNS[level](suite)
     about = {"models": list(models), "target": target, "dataset": data.name, "n": data.size, "side": side}
     return about | {"rows": suite.rows, "provenance": provenance()}
 
@@ -181,10 +171,6 @@ def _label(name: str) -> str:
     """A checkpoint's name; that of its folder where it is a run's ``model.safetensors``."""
     path = Path(name)
     return path.parent.name if path.name == "model.safetensors" else path.stem
-
-
-def _platforms(suite: Robustness) -> None:
-    suite.process("platforms", {**PLATFORMS, "coded again, plain": recoded(suite.bench.plain)})
 
 
 def _rival(suite: Robustness) -> None:
@@ -222,3 +208,13 @@ def _stream(suite: Robustness) -> None:
         suite.add("stream", attack, changed | {PLAIN: bench.decoded}, cosine=cosines)
     cut = dict.fromkeys(models, bench.decode(bench.plain, bench.y_hat))
     suite.add("stream", "every trigger left out of the program", cut | {PLAIN: bench.decoded})
+
+
+RUNS: Mapping[str, Callable[[Robustness], None]] = {
+    "none": Robustness.nothing,
+    "unseen": lambda s: s.unseen(load_target(UNSEEN)),
+    "platforms": lambda s: s.process("platforms", {**PLATFORMS, "coded again, plain": recoded(s.bench.plain)}),
+    "denoisers": lambda s: s.process("denoisers", DENOISERS),
+    "rival": _rival,
+    "stream": _stream,
+}

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,62 +64,44 @@ def read(
     model.full_condition()
     paths = _paths(model, plain, data, readers, cache, versions)
     missing = [k for k, path in enumerate(paths) if path is None or not path.is_file()]
-    shared: dict[str, list[float]] = {}
-    seen: dict[int, dict[str, list[Tensor]]] = {k: {v: [] for v in versions} for k in missing}
+    rows: dict[int, dict[str, list[Tensor]]] = {k: {} for k in missing}
     names = ", ".join(readers[k].name for k in missing)
     for i in tqdm(range(data.size if missing else 0), desc=f"{data.name}, {names}", mininterval=2):
         x = data.picture(i)[None]
         coded, pixels = code_versions(model, plain, x, model.secret, seed=i), x.shape[-1] * x.shape[-2]
         row = {f"psnr {v}": min(psnr(coded.pictures[v], x), 100.0) for v in VERSIONS[1:]}
         row |= {"bpp": 8 * coded.psic_bytes / pixels, "bpp_plain": 8 * coded.plain_bytes / pixels}
-        for name, value in row.items():
-            shared.setdefault(name, []).append(value)
-        for k in missing:
-            for version, answer in _look(readers[k], {v: coded.pictures[v] for v in versions}).items():
-                seen[k][version].append(answer)
-    measured = {name: torch.tensor(values, dtype=torch.float64) for name, values in shared.items()}
+        measured = {name: torch.tensor(value, dtype=torch.float64) for name, value in row.items()}
+        for k, kept in rows.items():
+            for name, value in (measured | _look(readers[k], {v: coded.pictures[v] for v in versions})).items():
+                kept.setdefault(name, []).append(value)
     passes = []
     for k, path in enumerate(paths):
-        if k in seen:
-            found = measured | {f"seen {v}": torch.stack(rows) for v, rows in seen[k].items()}
-            if path:
-                store_tensors(found, path)
-        else:
-            found = load_file(path)
-        passes.append(_unflatten(found))
+        found = {name: torch.stack(values) for name, values in rows[k].items()} if k in rows else load_file(path)
+        if k in rows and path:
+            store_tensors(found, path)
+        seen, level = (
+            {n.removeprefix(kind): t for n, t in found.items() if n.startswith(kind)} for kind in ("seen ", "psnr ")
+        )
+        passes.append(Pass(seen, level, found["bpp"], found["bpp_plain"]))
     return passes
 
 
 class Texts:
-    """A target's text features, computed once: kept in memory, and on disk where a folder is given.
+    """A target's text features, computed once.
 
     Args:
         target: The model that reads texts.
-        cache: Folder, or ``None``.
     """
 
-    def __init__(self, target: Target, cache: Path | None = None) -> None:
-        self.target, self.cache, self._known = target, cache, {}
+    def __init__(self, target: Target) -> None:
+        self.target, self._known = target, {}
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """As `Target.encode_text`, on the CPU."""
-        name = hashlib.sha256(repr(list(texts)).encode()).hexdigest()
-        if name not in self._known:
-            self._known[name] = self._look_up(name, texts)
-        return self._known[name]
-
-    def _look_up(self, name: str, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        if self.cache is None:
-            return self.target.encode_text(texts).cpu()
-        key = hashlib.sha256((LAYOUT + name + self._weights).encode()).hexdigest()[:16]
-        path = self.cache / f"texts-{key}.safetensors"
-        if not path.is_file():
-            store_tensors({"text": self.target.encode_text(texts).cpu()}, path)
-        return load_file(path)["text"]
-
-    @cached_property
-    def _weights(self) -> str:
-        return digest(self.target)
+        if (key := tuple(texts)) not in self._known:
+            self._known[key] = self.target.encode_text(texts).cpu()
+        return self._known[key]
 
 
 def digest(module: nn.Module) -> str:
@@ -146,27 +127,16 @@ def _paths(
         picture = data.picture(i)
         total.update(repr(tuple(picture.shape)).encode())
         total.update(picture.contiguous().numpy().tobytes())
-    shared, paths = total.hexdigest(), []
-    for reader in readers:
-        key = hashlib.sha256((shared + reader.name + digest(reader.module)).encode()).hexdigest()[:16]
-        paths.append(cache / f"pass-{key}.safetensors")
-    return paths
+    keys = (hashlib.sha256((total.hexdigest() + r.name + digest(r.module)).encode()).hexdigest()[:16] for r in readers)
+    return [cache / f"pass-{key}.safetensors" for key in keys]
 
 
 def _look(reader: Reader, pictures: dict[str, Float[Tensor, "1 3 height width"]]) -> dict[str, Tensor]:
     """Show each different picture once: a full version that is the plain one costs nothing."""
     distinct, place = [], {}
     for version, picture in pictures.items():
-        known = next((k for k, other in enumerate(distinct) if torch.equal(other, picture)), len(distinct))
-        place[version] = known
-        if known == len(distinct):
+        place[version] = next((k for k, other in enumerate(distinct) if torch.equal(other, picture)), len(distinct))
+        if place[version] == len(distinct):
             distinct.append(picture)
     seen = reader.look(torch.cat(distinct)).cpu()
-    return {version: seen[k] for version, k in place.items()}
-
-
-def _unflatten(found: dict[str, Tensor]) -> Pass:
-    by = {
-        kind: {k.removeprefix(kind): v for k, v in found.items() if k.startswith(kind)} for kind in ("seen ", "psnr ")
-    }
-    return Pass(by["seen "], by["psnr "], found["bpp"], found["bpp_plain"])
+    return {f"seen {version}": seen[k] for version, k in place.items()}

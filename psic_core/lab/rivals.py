@@ -5,7 +5,7 @@ learning needs; no key is involved, and what was learned is then used on other p
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -56,12 +56,7 @@ class Purifier(nn.Module):
 
 
 def train_purifier(
-    protected: Pictures,
-    full: Pictures,
-    steps: int = 500,
-    batch: int = 8,
-    crop: int = 96,
-    seed: int = 0,
+    protected: Pictures, full: Pictures, steps: int = 500, batch: int = 8, crop: int = 96, seed: int = 0
 ) -> Purifier:
     """Learn the way back from pairs of versions.
 
@@ -71,38 +66,25 @@ def train_purifier(
         protected: The rival's own x_hat_e, at 8 bits, as published.
         full: The x_hat_f of the same files, in the same order.
         steps: Of Adam, under a cosine rate.
-        batch: Crops a step.
+        batch: Crops a step, at most as many as there are pictures.
         crop: Their side in pixels, at most the pictures'.
         seed: Of the network, the crops and their order.
 
     Returns:
         In eval mode, without gradients.
-
-    Raises:
-        ValueError: The versions differ in shape, there are fewer pictures than a batch, or the crop is too large.
     """
-    if protected.shape != full.shape:
-        raise ValueError(f"protected {tuple(protected.shape)}, full {tuple(full.shape)}: give two of each file")
-    if len(full) < batch:
-        raise ValueError(f"{len(full)} pairs do not fill a batch of {batch}; give more, or a smaller batch")
-    if crop > min(full.shape[-2:]):
-        raise ValueError(f"crop {crop} exceeds the pictures' {tuple(full.shape[-2:])}")
     rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         purifier = Purifier().to(full)
-    optimiser = torch.optim.Adam(purifier.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         index = torch.randperm(len(full), generator=rng)[:batch]
         top, left = (int(torch.randint(side - crop + 1, (), generator=rng)) for side in full.shape[-2:])
         given, wanted = (v[index, :, top : top + crop, left : left + crop] for v in (protected, full))
-        cleaned = purifier.cleaned(given)
-        loss = 255**2 * functional.mse_loss(cleaned, wanted)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        return 255**2 * functional.mse_loss(purifier.cleaned(given), wanted)
+
+    _descend(torch.optim.Adam(purifier.parameters(), 2e-3), loss, steps)
     return purifier.eval().requires_grad_(False)
 
 
@@ -133,36 +115,40 @@ def finetune_reader(
         Another target, with heads of its own.
 
     Raises:
-        ValueError: Not one of these targets, as many captions as pictures are not there, or no step.
+        ValueError: Not one of these targets.
     """
     if target.name not in LITE_CLIPS:
         raise ValueError(f"{target.name!r} is not made of two heads on locked towers; give {' or '.join(LITE_CLIPS)}")
-    if steps < 1:
-        raise ValueError(f"steps {steps}: give at least 1")
     flat = [caption for row in captions for caption in row]
     ids = caption_ids(flat).reshape(len(captions), -1)
     image = image_features(target, (pictures * 255).round().clamp(0, 255).to(torch.uint8))
     words = text_features(target, flat).unflatten(0, ids.shape)
-    result = copy.deepcopy(target)
+    result, rng = copy.deepcopy(target), torch.Generator().manual_seed(seed)
     visual, text, scale = result.model.visual.head.proj, result.model.text.proj, result.model.logit_scale
-    learning = [p.requires_grad_() for p in (*visual.parameters(), *text.parameters(), scale)]
-    rng, n = torch.Generator().manual_seed(seed), len(ids)
-    optimiser = torch.optim.AdamW(learning, rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
-        index = torch.randperm(n, generator=rng)[:batch]
+
+    def loss() -> Tensor:
+        index = torch.randperm(len(ids), generator=rng)[:batch]
         choice = torch.randint(ids.shape[1], (len(index),), generator=rng)
         own = ids[index, choice]
         seen = functional.normalize(visual(image[index]), dim=1)
         read = functional.normalize(text(words[index, choice]), dim=1)
-        loss = contrastive(seen, read, own[:, None] == own[None, :], scale)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        return contrastive(seen, read, own[:, None] == own[None, :], scale)
+
+    learning = [p.requires_grad_() for p in (*visual.parameters(), *text.parameters(), scale)]
+    _descend(torch.optim.AdamW(learning, rate), loss, steps)
     result.requires_grad_(False)
     result.name = f"{target.name}, adapted"
     return result
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> None:
+    """So many steps down a loss that draws its batch, under a cosine rate."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+        schedule.step()
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """The tasks on features: retrieval, zero-shot classification, attributes; which samples each version gets right."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -9,23 +8,18 @@ from torch import Tensor
 
 from psic_core.datasets.eval_sets import EvalSet
 from psic_core.evidence import caption_ids
+from psic_core.lab.passes import Texts
 from psic_core.metrics import correct_at_k
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """A target, or `psic_core.lab.passes.Texts`."""
-
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Unit features."""
-
+from psic_core.models.vlp import Target
 
 RETRIEVAL = ("t2i", "i2t", "t2i_single")  # what `retrieval` gives
 
 Correct = tuple[dict[str, Bool[Tensor, " samples"]], Int64[Tensor, " samples"]]
 
 
-def task_results(features: Mapping[str, Float[Tensor, "n d"]], data: EvalSet, texts: TextEncoder) -> dict[str, Correct]:
+def task_results(
+    features: Mapping[str, Float[Tensor, "n d"]], data: EvalSet, texts: Target | Texts
+) -> dict[str, Correct]:
     """For each task that the data allow: which samples each version gets right, and the picture of each sample."""
     results: dict[str, Correct] = {}
     if data.captions:
@@ -47,7 +41,7 @@ def task_results(features: Mapping[str, Float[Tensor, "n d"]], data: EvalSet, te
 
 
 def retrieval(
-    features: Mapping[str, Float[Tensor, "n d"]], captions: Sequence[tuple[str, ...]], texts: TextEncoder, k: int = 1
+    features: Mapping[str, Float[Tensor, "n d"]], captions: Sequence[tuple[str, ...]], texts: Target | Texts, k: int = 1
 ) -> dict[str, Correct]:
     """R@k in both directions. Pictures that share a caption are all right answers for it.
 
@@ -72,7 +66,7 @@ def retrieval(
 
 
 def class_weights(
-    encoder: TextEncoder, classes: tuple[str, ...], templates: list[Callable[[str], str]]
+    encoder: Target | Texts, classes: tuple[str, ...], templates: list[Callable[[str], str]]
 ) -> Float[Tensor, "classes d"]:
     """Zero-shot classifier: the mean unit text feature of each class over the templates (Radford et al. 2021)."""
     texts = encoder.encode_text([t(c) for c in classes for t in templates]).cpu()

@@ -27,21 +27,11 @@ class Target(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        name: str,
+        self, model: nn.Module, tokenizer: Any, size: int, mean: Sequence[float], std: Sequence[float], name: str
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.size, self.name = (
-            model.eval().requires_grad_(False),
-            tokenizer,
-            size,
-            name,
-        )
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.size, self.name = size, name
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
@@ -101,14 +91,6 @@ class Ensemble(Target):
         super().__init__(models, *shape, "+".join(m.name for m in members))
         self.members = nn.ModuleList(members)
         self.widths = [m.encode_text(["a"]).shape[1] for m in members]
-
-    def preprocess(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
-        """Each member has its own.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(f"{self.name} has no one preprocessing; use a member's")
 
     def encode_image(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
         """Unit features of pictures in [0, 1], of any size."""

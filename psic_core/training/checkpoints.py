@@ -149,11 +149,3 @@ def provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-@torch.no_grad()
-def scale_triggers(model: PSIC, strength: float) -> None:
-    """Multiply all triggers, in place; an anchored model's key keeps its zero."""
-    for trigger in model.g_s.triggers:
-        trigger.cltg.w_d.weight *= strength
-        trigger.cltg.w_d.bias *= strength

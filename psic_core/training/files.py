@@ -1,9 +1,8 @@
 """Files that are there whole or not at all, and training logs as CSV."""
 
-import csv
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,29 +91,13 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def write_log(path: Path, rows: list[Row]) -> None:
-    """Append rows to a CSV log, keeping rows of earlier calls that precede them; the newest columns lead."""
-    old = [r for r in _read_log(path) if rows and int(r["step"]) < int(rows[0]["step"])]
-    columns = list(dict.fromkeys(key for row in [*rows, *old] for key in row))
-    _write(path, columns, [*old, *({k: _short(v) for k, v in row.items()} for row in rows)])
+    """Append rows to a CSV log; rows of earlier calls give way to those of the same step and later."""
+    import pandas  # which only this needs
 
-
-def _read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float | str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _short(value: float | str) -> float | str:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if rows:
+        old = pandas.read_csv(path) if path.is_file() else pandas.DataFrame({"step": []})
+        new, old = pandas.DataFrame(rows), old[old["step"] < rows[0]["step"]]
+        (pandas.concat([old, new]) if len(old) else new).to_csv(path, index=False, float_format="%.5g")
 
 
 def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

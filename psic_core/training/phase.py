@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from compressai.zoo.image import model_architectures, model_urls
 from compressai.zoo.pretrained import load_pretrained
@@ -12,34 +12,18 @@ from torch.hub import load_state_dict_from_url
 
 from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, TrainConfig, data_root, seed_everything
+from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, Phase, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.photos import Photos, held_out
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.vlp import Target, load_target
-from psic_core.training.checkpoints import load_checkpoint, provenance, save_checkpoint, scale_triggers
+from psic_core.training.checkpoints import load_checkpoint, provenance, save_checkpoint
 from psic_core.training.pairs import Pairs
 from psic_core.training.schedule import started
 from psic_core.training.trainer import Trainer
 
 SHIELD = {"direction": "both", "trigger_rate": 1.0, "masking": 1.1}  # stage two as what ships was trained
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What one training phase starts from and sees; `TrainConfig` says how it learns."""
-
-    dataset: tuple[str, ...] = ("scenes",)  # or flickr8k, folders; photos alone: crops; shards:PATTERN alone: a stream
-    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
-    init: str | None = None  # checkpoint, or zoo:ARCHITECTURE/QUALITY; None starts from random weights
-    kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
-    target: str = "lite-clip"  # not loaded for a plain model
-    scenes: int = 2560
-    pictures: int | None = None  # train on about so many, evenly spread; stage two encodes each once before it starts
-    size: int = 160  # side of the pictures in pixels
-    codec: CodecConfig = field(default_factory=CodecConfig)  # of random weights, and the triggers of a zoo model
-    readers: int = 2  # processes that read a stream of shards, beside each training process
 
 
 def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int = 2560, size: int = 160) -> Pairs:
@@ -154,7 +138,7 @@ def _training_data(phase: Phase, target: Target | None, cache: Path) -> Pairs | 
     return pairs if target is None else pairs.with_features(target, cache)
 
 
-def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float = 1.0) -> Path:
+def publish(checkpoint: str | Path, quality: int, folder: Path) -> Path:
     """Write a trained model: ``psic-qN``, or ``codec-qN`` where it has no triggers yet; float16.
 
     Another architecture's name stands before the rate.
@@ -163,20 +147,12 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
         checkpoint: Of a PSIC or of a plain codec.
         quality: The number N of the rate, 1 to 255; it goes into every file's header.
         folder: Where it goes.
-        strength: Scales all triggers: below 1 the protected version comes nearer to the photo, and protects less.
-
-    Raises:
-        ValueError: The strength is not above 0.
     """
     model = load_checkpoint(checkpoint)
-    if not strength > 0:
-        raise ValueError(f"strength {strength} leaves no protection; give a number above 0, 1 for the model as trained")
-    scale_triggers(model, strength)
     model.config = replace(model.config, quality=quality)
-    model.card |= {"strength": strength, "history": _portable(model.card.get("history", []))}
+    model.card |= {"history": _portable(model.card.get("history", []))}
     other = model.config.architecture != CodecConfig().architecture
-    label = "psic-" if model.kind == "psic" else "codec-"
-    label += f"{model.config.architecture}-" * other + f"q{quality}"
+    label = ("psic-" if model.kind == "psic" else "codec-") + f"{model.config.architecture}-" * other + f"q{quality}"
     path = folder / f"{label}.safetensors"
     save_checkpoint(model, path, model.card, half=True, publish_secret=True)
     return path
@@ -184,10 +160,7 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, strength: float 
 
 def _portable(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A card's history, fit to travel: runs keep their names, not the folders of the machine that made them."""
-    phases = [dict(p) for p in history]
-    for phase in phases:
-        phase |= {k: "/".join(Path(phase[k]).parts[-2:]) for k in ("init",) if phase.get(k)}
-    return phases
+    return [p | {"init": "/".join(Path(p["init"]).parts[-2:])} if p.get("init") else dict(p) for p in history]
 
 
 def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:

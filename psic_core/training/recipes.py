@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from psic_core.config import RATES, CodecConfig, TrainConfig
-from psic_core.training.phase import SHIELD, Phase, publish, run_phase
+from psic_core.config import RATES, CodecConfig, Phase, TrainConfig
+from psic_core.training.phase import SHIELD, publish, run_phase
 from psic_core.training.schedule import started
 
 

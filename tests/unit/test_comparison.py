@@ -81,7 +81,7 @@ def test_bavaft_trains_encoder_and_trigger_alone(pairs):
     rival = BAvAFT(tiny("plain"))
     before = copy.deepcopy(rival.state_dict())
     config = TrainConfig("two", 3, 4, 64, warmup=1, gamma=50, pool=8, masking=1.1)
-    row = train_bavaft(rival, pairs, config, load_target("tiny"), progress=False)
+    row = train_bavaft(rival, pairs, config, load_target("tiny"))
     changed = {n.removeprefix("codec.backbone.").split(".")[0] for n, t in rival.state_dict().items()
                if not torch.equal(t, before[n])}  # fmt: skip
     assert changed == {"g_a", "h_a", "trigger"}
@@ -93,9 +93,9 @@ def test_bavaft_trains_encoder_and_trigger_alone(pairs):
 def test_bavaft_lowers_its_loss(pairs):
     rival, target = BAvAFT(load_checkpoint("psic-q2", plain=True)), load_target("tiny")
     config = TrainConfig("two", 1, 6, 64, warmup=1, learning_rate=1e-9, gamma=500, pool=8)
-    first = train_bavaft(rival, pairs, config, target, progress=False)
-    train_bavaft(rival, pairs, replace(config, steps=12, learning_rate=5e-3), target, progress=False)
-    last = train_bavaft(rival, pairs, config, target, progress=False)  # the first step's batch and noise again
+    first = train_bavaft(rival, pairs, config, target)
+    train_bavaft(rival, pairs, replace(config, steps=12, learning_rate=5e-3), target)
+    last = train_bavaft(rival, pairs, config, target)  # the first step's batch and noise again
     assert last["loss"] < 0.97 * first["loss"]
     assert last["l_uc"] < first["l_uc"]
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from PIL import Image
 
 from psic_core.config import data_dir
@@ -87,24 +86,6 @@ def test_captioned_reads_a_folder_with_captions(limit: int | None, tmp_path: Pat
     assert found.picture(0).shape == (3, 32, 44)  # of 50 x 70, whole
     assert found.picture(0).max() == pytest.approx(100 / 255)
     assert found.classes is found.labels is found.attributes is None
-
-
-def test_classes_reads_a_folder_for_each_class(tmp_path: Path):
-    for folder in ("tabby_cat", "dog", "palm_tree"):
-        for i in range(2):
-            paint(tmp_path / folder / f"{i}.png")
-    found = eval_set("classes", tmp_path, 4, 32)
-    assert (found.name, found.size, found.picture(3).shape) == ("classes", 4, (3, 32, 44))
-    assert found.classes == ("dog", "palm tree", "tabby cat")
-    assert found.labels.tolist() == [0, 1, 2, 0]  # a limit takes some of every class
-    assert found.captions is found.attributes is None
-
-
-def test_classes_reads_a_flat_folder_with_a_list_as_imagenet(root: Path):
-    ours, theirs = eval_set("classes", root / "imagenet_sample"), eval_set("imagenet", root)
-    assert (ours.classes, ours.labels.tolist()) == (theirs.classes, theirs.labels.tolist())
-    assert len(ours.templates) == len(theirs.templates) == len(OPENAI_IMAGENET_TEMPLATES) == 80
-    assert ours.templates[0]("hen") == "a bad photo of a hen."
 
 
 # --- CelebA's prompts -------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_json_knows_no_nan_and_keeps_words_that_contain_it(report: dict, tmp_pat
 def test_pictures_of_any_size_are_evaluated(model: PSIC, plain: PSIC, target: Target, tmp_path: Path):
     for i in range(2):
         Image.new("RGB", (70, 50), (200, 100, 80 * i)).save(tmp_path / f"{i}.jpg")
-    photos = eval_set("photos", tmp_path, classes=("cat", "dog"))
+    photos = eval_set("photos", tmp_path)
     report = evaluate(model, plain, photos, target)
     assert set(report["score"]) == {"classification"}
     assert report["score"]["classification"]["original"] == 1.0

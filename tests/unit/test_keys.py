@@ -26,7 +26,7 @@ SLOT = bytes.fromhex(  # seal(SECRET, "my cat", BOUND, b"salted" + bytes(10)): f
 
 
 class TinyModel(nn.Module):
-    """A stand-in for PSIC: trigger MLPs of different sizes, the last layer used twice."""
+    """A stand-in for PSIC: trigger MLPs of different sizes."""
 
     def __init__(self, dims: tuple[int, ...] = (8, 8, 33), secret: bytes | None = SECRET) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TinyModel(nn.Module):
         self.secret = secret
 
     def key_layers(self) -> list[nn.Linear]:
-        return [*self.layers, self.layers[-1]]
+        return list(self.layers)
 
     def answers(self, secret: bytes) -> list[torch.Tensor]:
         return [layer(keys.condition(secret, layer.in_features)) for layer in self.layers]
@@ -187,14 +187,9 @@ def test_rekeying_needs_the_models_own_secret():
     assert model.secret == SECRET
 
 
-def test_model_without_known_secret_is_rekeyed_and_bad_layer_leaves_it_whole():
+def test_model_without_known_secret_is_rekeyed():
     model = TinyModel(secret=None)
     expected = model.answers(OTHER)
     keys.rekey(model, OTHER, SECRET)
     assert model.secret == SECRET
     assert all(torch.allclose(g, w, atol=1e-6) for g, w in zip(model.answers(SECRET), expected, strict=True))
-    bad = TinyModel((8, 1))
-    before = weights(bad)
-    with pytest.raises(ValueError, match="dim is 1"):
-        keys.rekey(bad, SECRET, OTHER)
-    assert all(map(torch.equal, weights(bad), before))

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import make_lite_clip
 import pytest
 import torch
-from make_lite_clip import calibrate
+from make_lite_clip import calibrate, decoded, scores, what_it_reads
 from models import fresh, picture
 from torch import Tensor
 from torch.nn import functional
@@ -12,8 +13,6 @@ from torch.nn import functional
 from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import eval_set
-from psic_core.lab import readers
-from psic_core.lab.readers import decoded, scores, what_it_reads
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.pairs import Pairs
 
@@ -60,8 +59,8 @@ def test_scores_name_every_version(tiny: Target):
 def test_sets_that_are_not_there_are_left_out(
     tiny: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(readers, "CODECS", ())
-    monkeypatch.setattr(readers, "SETS", {"flickr8k": 2, "scenes": 2})
+    monkeypatch.setattr(make_lite_clip, "CODECS", ())
+    monkeypatch.setattr(make_lite_clip, "SETS", {"flickr8k": 2, "scenes": 2})
     found = what_it_reads(tiny, str(tmp_path))
     assert set(found) == {"scenes t2i", "scenes i2t", "scenes classification", "scenes attributes, balanced"}
     assert "flickr8k is left out" in capsys.readouterr().out

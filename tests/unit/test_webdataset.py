@@ -62,7 +62,7 @@ def test_what_is_damaged_is_told_and_skipped(pattern: str, tmp_path: Path):
     shard(tmp_path / "00002.tar", bad)
     shard(tmp_path / "00003.tar", {"9.png": picture("red"), "9.txt": b"cut"}).write_bytes(b"no tar" * 200)
     stream = Shards(pattern.replace("00001}", "00003}"), 16, 0).batches(4, 0)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="skipped") as told:
         words = {caption for _ in range(3) for (caption,) in next(stream)[1]}
     assert words == set(SAYS)
     said = " ".join(str(warning.message) for warning in told)

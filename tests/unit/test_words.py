@@ -1,7 +1,6 @@
 """Words that others should not read, and errors as sentences."""
 
 import io
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +14,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_words_come_from_arguments_files_standard_input_or_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "words").write_text("from a file\r\nnot this\n")
+def test_words_come_from_arguments_standard_input_or_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PSIC_TEST", "from the environment")
     monkeypatch.setattr("sys.stdin", io.StringIO("my cat \nmy dog\n"))
     assert private("given", "keyword", "PSIC_TEST") == "given"
-    assert private("", "keyword", "PSIC_TEST", tmp_path / "words") == "from a file"
     assert [private("-", "keyword"), private("-", "passphrase")] == ["my cat ", "my dog"]
     assert private("", "keyword", "PSIC_TEST") == "from the environment"
     assert private("", "keyword", "PSIC_NOTHING") is None
@@ -38,15 +33,12 @@ def test_a_terminal_is_asked_without_echo_and_twice_where_a_slip_would_hurt(monk
     assert private("-", "keyword") == "once"
 
 
-def test_blank_words_and_two_sources_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "blank").write_text("\n")
+def test_blank_words_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     monkeypatch.setenv("PSIC_TEST", " ")
-    for given, file in ((" ", None), ("-", None), ("", tmp_path / "blank"), ("", None)):
+    for given in (" ", "-", ""):
         with pytest.raises(ValueError, match="the keyword is blank"):
-            private(given, "keyword", "PSIC_TEST", file)
-    with pytest.raises(ValueError, match="as words and as a file"):
-        private("words", "keyword", file=tmp_path / "blank")
+            private(given, "keyword", "PSIC_TEST")
 
 
 def test_errors_are_sentences():

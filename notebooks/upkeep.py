@@ -26,8 +26,7 @@ from psic_core.config import data_dir, repo_dir
 from psic_core.datasets.eval_sets import PHOTO_CLASSES
 from psic_core.datasets.photos import demo_photos
 from psic_core.datasets.scenes import Scenes
-from psic_core.lab.ablations import METHODS
-from psic_core.lab.comparison import curves, read_points
+from psic_core.lab.comparison import METHODS, curves, read_points
 from psic_core.models.images import to_pil, to_tensor
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, read_card

@@ -67,8 +67,7 @@ class Ablate:
 
     def run(self) -> None:
         """Run the points, or list the methods."""
-        from psic_core.lab.ablations import METHODS
-        from psic_core.lab.comparison import run_points
+        from psic_core.lab.comparison import METHODS, run_points
 
         if self.list:
             for name, method in METHODS.items():

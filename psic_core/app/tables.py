@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from psic_core.lab.ablations import METHODS
 from psic_core.lab.bench import TASKS
-from psic_core.lab.comparison import Points, plain_psnr, success
+from psic_core.lab.comparison import METHODS, Points, plain_psnr, success
 from psic_core.lab.evaluate import unpack_flips
 from psic_core.lab.limits import LEVELS
 from psic_core.lab.versions import VERSIONS

@@ -12,8 +12,7 @@ from models import awaken
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
-from psic_core.lab import ablations, bavaft, bench, comparison
-from psic_core.lab.ablations import point
+from psic_core.lab import bavaft, bench, comparison
 from psic_core.lab.bavaft import (
     BLOCK,
     CHOSEN,
@@ -23,6 +22,7 @@ from psic_core.lab.bavaft import (
     mid_frequencies,
     train_bavaft,
 )
+from psic_core.lab.comparison import point
 from psic_core.lab.pgd import coded, pgd, pull_to
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
@@ -145,10 +145,9 @@ def test_the_codec_in_the_loop_gives_what_files_give_and_a_gradient():
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_checkpoint(tiny("plain"), tmp_path / "plain.safetensors")
-    base = replace(ablations.BASE, steps=3, batch_size=4, crop=64, warmup=1, pool=6)
-    for module in (ablations, comparison):
-        monkeypatch.setattr(module, "SHIPPED", str(tmp_path / "plain.safetensors"))
-        monkeypatch.setattr(module, "SCENES", 12)
+    base = replace(comparison.BASE, steps=3, batch_size=4, crop=64, warmup=1, pool=6)
+    monkeypatch.setattr(comparison, "SHIPPED", str(tmp_path / "plain.safetensors"))
+    monkeypatch.setattr(comparison, "SCENES", 12)
         monkeypatch.setattr(module, "BASE", base)
     monkeypatch.setattr(comparison, "PGD_STEPS", 2)
     monkeypatch.setattr(bench, "FILES", 2)

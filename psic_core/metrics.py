@@ -72,10 +72,8 @@ def correct_at_k(
     A positive counts as found when fewer than k negatives score as high or higher.
 
     Raises:
-        ValueError: Shapes differ, ``k`` is no rank, or a query has no positive.
+        ValueError: ``k`` is no rank, a query has no positive, or a score is NaN.
     """
-    if scores.shape != positives.shape:
-        raise ValueError(f"scores {tuple(scores.shape)} and positives {tuple(positives.shape)} differ in shape")
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k={k} is no rank among {scores.shape[1]} items")
     if not positives.any(1).all():
@@ -101,12 +99,7 @@ def balanced_accuracy(predicted: Bool[Tensor, "n a"], truth: Bool[Tensor, "n a"]
 
     Returns:
         Values in [0, 1], in float64; NaN where all pictures have the attribute, or none.
-
-    Raises:
-        ValueError: The shapes differ.
     """
-    if predicted.shape != truth.shape:
-        raise ValueError(f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)} differ in shape")
     sensitivity = (predicted & truth).sum(0).double() / truth.sum(0)  # 0 / 0 is NaN
     specificity = (~predicted & ~truth).sum(0).double() / (~truth).sum(0)
     return (sensitivity + specificity) / 2
@@ -146,8 +139,6 @@ def attack_success_rate(
     if correct_before.shape != correct_after.shape or correct_before.ndim != 1:
         shapes = tuple(correct_before.shape), tuple(correct_after.shape)
         raise ValueError(f"both need one flag a sample, got shapes {shapes[0]} and {shapes[1]}")
-    if groups is not None and groups.shape != correct_before.shape:
-        raise ValueError(f"{groups.numel()} groups do not fit {len(correct_before)} samples; give one a sample")
     return flip_rate([count_flips(correct_before, correct_after, groups)], resamples, seed)
 
 

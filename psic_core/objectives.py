@@ -17,6 +17,7 @@ from psic_core.config import TrainConfig
 from psic_core.models.delta import flatness
 
 BORROWED = torch.iinfo(torch.int64).min  # the number of a caption that stands beside a picture without captions
+PERIOD = 16  # of the decoder's steps together, in pixels
 
 
 class Pool(NamedTuple):
@@ -69,9 +70,9 @@ def masked_mse(
 
 
 def grid_mse(
-    delta: Float[Tensor, "batch 3 height width"], x: Float[Tensor, "batch 3 height width"], period: int = 16
+    delta: Float[Tensor, "batch 3 height width"], x: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, ""]:
-    """Squared error of the part of a change that repeats every ``period`` pixels where x is flat: a grid in a sky.
+    """Squared error of the part of a change that repeats every `PERIOD` pixels where x is flat: a grid in a sky.
 
     The change is averaged over the tiles of each picture, by `flatness`. A pattern that repeats survives whole; one
     that follows the picture averages out. A stand-in for what eyes see; not in the paper.
@@ -79,11 +80,10 @@ def grid_mse(
     Args:
         delta: Protected minus what it should look like.
         x: Picture in [0, 1].
-        period: Of the decoder's steps together, in pixels.
     """
-    rows, columns = (side // period * period for side in x.shape[-2:])
+    rows, columns = (side // PERIOD * PERIOD for side in x.shape[-2:])
     weight = flatness(x)
-    tiles = (functional.pixel_unshuffle(v[..., :rows, :columns], period) for v in (weight * delta, weight))
+    tiles = (functional.pixel_unshuffle(v[..., :rows, :columns], PERIOD) for v in (weight * delta, weight))
     change, total = (t.sum((2, 3)) for t in tiles)
     return (change / total.repeat(1, 3).clamp_min(1e-6)).square().mean()
 
@@ -138,7 +138,6 @@ def authors_loss(
     clean_features: Float[Tensor, "batch d"],
     text_features: Float[Tensor, "batch d"],
     s: float = 0.07,
-    tau: float = 0.1,
     harmonic: bool = True,
 ) -> Float[Tensor, ""]:
     """What the authors' released code minimises in the place of Eq. 9; written anew from its published source.
@@ -155,13 +154,12 @@ def authors_loss(
         clean_features: Unit features of x.
         text_features: Unit features of the own captions.
         s: Of the similarities, in the evidence and the cross-entropies.
-        tau: Of the evidence.
         harmonic: Stage two: both kinds weighted by the other's share, ``2 c n / (c + n)``, gradients through the
             weights included. Else stage one: ``10 c + n``.
     """
     own = torch.arange(len(image_features), device=image_features.device)
     similarity = clean_features.float() @ text_features.float().T
-    e = torch.exp(torch.tanh((similarity + similarity.T) / (2 * s)) / tau)
+    e = torch.exp(torch.tanh((similarity + similarity.T) / (2 * s)) / 0.1)
     clean = ((e + e.T) / (e + e.T).sum(1, keepdim=True)).argmax(1) == own
     noisy, target = ~clean, e.argmin(1)
     cosine = (image_features.float() * text_features.float()).sum(1)[clean]

@@ -62,18 +62,18 @@ def strip(pictures: Mapping[str, Image.Image], notes: Mapping[str, str] | None =
     return figure
 
 
-def beside(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one height in a row, pixel for pixel: what an eye judges is not scaled."""
-    row = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, pictures[0].height), "white")
+    row = Image.new("RGB", (sum(p.width + 4 for p in pictures) - 4, pictures[0].height), "white")
     left = 0
     for picture in pictures:
         row.paste(picture, (left, 0))
-        left += picture.width + gap
+        left += picture.width + 4
     return row
 
 
-def amplified_difference(a: Image.Image, b: Image.Image, gain: float = 8) -> Image.Image:
-    """``a - b`` on grey, ``gain`` times enlarged: grey means equal.
+def amplified_difference(a: Image.Image, b: Image.Image) -> Image.Image:
+    """``a - b`` on grey, 8 times enlarged: grey means equal.
 
     Raises:
         ValueError: The sizes differ.
@@ -81,7 +81,7 @@ def amplified_difference(a: Image.Image, b: Image.Image, gain: float = 8) -> Ima
     if a.size != b.size:
         raise ValueError(f"pictures of {a.size} and {b.size} have no difference; make them one size")
     delta = np.asarray(a, dtype=np.float32) - np.asarray(b, dtype=np.float32)
-    return Image.fromarray(np.clip(128 + gain * delta, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(128 + 8 * delta, 0, 255).astype(np.uint8))
 
 
 def beliefs(probabilities: Mapping[str, Float[Tensor, " classes"]], classes: Sequence[str], top: int = 5) -> Figure:
@@ -112,17 +112,13 @@ def beliefs(probabilities: Mapping[str, Float[Tensor, " classes"]], classes: Seq
     return figure
 
 
-def against_rate(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], columns: int = 3, rate: str = "bpp"
-) -> Figure:
+def against_rate(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
     """Curves over the rate, a panel a measure, in the layout of the paper's Fig. 3 and 4.
 
     Args:
         panels: Title to curve to its points ``(bits per pixel, value)``; a curve named as in `COLOURS` has its colour.
-        columns: Panels side by side.
-        rate: What the horizontal axis says.
     """
-    columns = min(columns, len(panels))
+    columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.5 * rows), squeeze=False)
@@ -134,7 +130,7 @@ def against_rate(
                 width = 3.5 if name == "plain" else 1.5  # seen below the full version, which lies upon it
                 ax.plot(*zip(*points, strict=True), style, marker="o", ms=3, lw=width, label=name, c=COLOURS.get(name))
             ax.set_title(title)
-            ax.set_xlabel(rate)
+            ax.set_xlabel("bpp")
         named: dict[str, Artist] = {}
         for ax in axes.flat:
             named |= {name: line for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}

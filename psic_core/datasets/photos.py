@@ -67,21 +67,18 @@ class Photos(Dataset):
     Args:
         root: Folder of photographs, searched recursively.
         split: ``train``, ``held-out`` (one in ten, see `held_out`) or ``all``.
-        smallest: Smallest scale. Training photos are themselves scaled-down originals with JPEG's traces; scaling
-            them again removes these.
 
     Raises:
         FileNotFoundError: No such folder, or no pictures of the split in it.
     """
 
-    def __init__(
-        self, root: str | Path, split: Literal["train", "held-out", "all"] = "train", smallest: float = 0.5
-    ) -> None:
+    SMALLEST = 0.5  # scale; training photos are scaled-down originals with JPEG's traces, which scaling again removes
+
+    def __init__(self, root: str | Path, split: Literal["train", "held-out", "all"] = "train") -> None:
         files = Folder(root).files
         self.files = files if split == "all" else [f for f in files if held_out(f) == (split == "held-out")]
         if not self.files:
             raise FileNotFoundError(f"no {split} pictures under {str(root)!r}; add some, or read split 'all'")
-        self.smallest = smallest
         self.pictures: list[Image.Image] = []
         self.batch_size, self.crop, self.seed = 8, 256, 0
 
@@ -97,7 +94,7 @@ class Photos(Dataset):
         return torch.stack([self._crop(self.pictures[i], rng) for i in chosen])
 
     def _crop(self, picture: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "3 crop crop"]:
-        side = min(round(self.crop / rng.uniform(self.smallest, 1)), *picture.size)
+        side = min(round(self.crop / rng.uniform(self.SMALLEST, 1)), *picture.size)
         left, top = (int(rng.integers(size - side + 1)) for size in picture.size)
         box = (left, top, left + side, top + side)
         image = picture.resize((self.crop, self.crop), Image.Resampling.BICUBIC, box)

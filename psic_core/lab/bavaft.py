@@ -24,19 +24,19 @@ CHOSEN = 16  # of them carry the trigger
 ENCODER_RATE = 0.03  # the encoder's learning rate, as a share of the injection network's
 
 
-def dct_matrix(n: int = BLOCK) -> Float[Tensor, "n n"]:
-    """The orthonormal DCT-II: row u holds the cosine of frequency u."""
-    k = torch.arange(n, dtype=torch.float64)
-    matrix = torch.cos(torch.pi * (2 * k[None] + 1) * k[:, None] / (2 * n)) * (2 / n) ** 0.5
+def dct_matrix() -> Float[Tensor, "n n"]:
+    """The orthonormal DCT-II of a block: row u holds the cosine of frequency u."""
+    k = torch.arange(BLOCK, dtype=torch.float64)
+    matrix = torch.cos(torch.pi * (2 * k[None] + 1) * k[:, None] / (2 * BLOCK)) * (2 / BLOCK) ** 0.5
     matrix[0] /= 2**0.5
     return matrix.float()
 
 
-def mid_frequencies(n: int = BLOCK, count: int = CANDIDATES) -> list[tuple[int, int]]:
-    """The ``count`` pairs (u, v) in the middle of a block's zigzag order, from low to high."""
-    order = sorted(((u, v) for u in range(n) for v in range(n)), key=lambda f: (f[0] + f[1], f[0]))
-    skip = (n * n - count) // 2
-    return order[skip : skip + count]
+def mid_frequencies() -> list[tuple[int, int]]:
+    """The `CANDIDATES` pairs (u, v) in the middle of a block's zigzag order, from low to high."""
+    order = sorted(((u, v) for u in range(BLOCK) for v in range(BLOCK)), key=lambda f: (f[0] + f[1], f[0]))
+    skip = (BLOCK**2 - CANDIDATES) // 2
+    return order[skip : skip + CANDIDATES]
 
 
 class FrequencyTrigger(nn.Module):
@@ -45,22 +45,20 @@ class FrequencyTrigger(nn.Module):
     One general trigger for all pictures, an amplitude for each frequency and colour; a small network reads the
     block's own mid frequencies and weighs the trigger block by block; another ranks the frequencies of the whole
     picture, and the best `CHOSEN` carry it (top-K with gates that pass the gradient).
-
-    Args:
-        width: Channels of both small networks.
-        strength: The general trigger's size at the start, in units of the [0, 1] pixel range.
     """
 
-    def __init__(self, width: int = 64, strength: float = 0.8) -> None:
+    WIDTH = 64  # channels of both small networks
+
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("dct", dct_matrix(), persistent=False)
         u, v = zip(*mid_frequencies(), strict=True)
         self.register_buffer("place", torch.tensor([a * BLOCK + b for a, b in zip(u, v, strict=True)]), False)
-        self.general = nn.Parameter(strength * torch.randn(3 * CANDIDATES))
+        self.general = nn.Parameter(0.8 * torch.randn(3 * CANDIDATES))  # pixels are in [0, 1]
         self.weigh = nn.Sequential(
-            nn.Conv2d(3 * CANDIDATES, width, 1), nn.ReLU(), nn.Conv2d(width, 3 * CANDIDATES, 1), nn.Softplus()
+            nn.Conv2d(3 * CANDIDATES, self.WIDTH, 1), nn.ReLU(), nn.Conv2d(self.WIDTH, 3 * CANDIDATES, 1), nn.Softplus()
         )
-        self.rank = nn.Sequential(nn.Linear(3 * CANDIDATES, width), nn.ReLU(), nn.Linear(width, CANDIDATES))
+        self.rank = nn.Sequential(nn.Linear(3 * CANDIDATES, self.WIDTH), nn.ReLU(), nn.Linear(self.WIDTH, CANDIDATES))
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """The poisoned picture, clamped to [0, 1] and rounded to 8 bits; sides need not be multiples of a block."""

@@ -20,6 +20,7 @@ from psic_core.models.vlp import Target
 TASKS = ("t2i", "i2t", "classification", "attributes")  # the paper's four
 FILES = 100  # pictures whose real files are weighed
 TIMED = 5  # pictures that are timed
+BATCH = 20  # pictures decoded together
 
 Pictures = Float[Tensor, "n 3 height width"]
 
@@ -31,12 +32,11 @@ class Bench:
         plain: The codec that every method starts from; the reference of every attack success rate.
         data: Pictures of one size.
         target: The model under attack.
-        batch: Pictures decoded together.
     """
 
     @torch.no_grad()
-    def __init__(self, plain: PSIC, data: EvalSet, target: Target, batch: int = 20) -> None:
-        self.plain, self.data, self.target, self.batch = plain.eval(), data, target, batch
+    def __init__(self, plain: PSIC, data: EvalSet, target: Target) -> None:
+        self.plain, self.data, self.target = plain.eval(), data, target
         self.texts = Texts(target)
         self.x = torch.stack([data.picture(i) for i in range(data.size)])
         self.y_hat = self.latents(plain)
@@ -46,7 +46,7 @@ class Bench:
     @torch.no_grad()
     def latents(self, model: PSIC, pictures: Pictures | None = None) -> Float[Tensor, "n m h w"]:
         """Rounded latents as a decoder gets them from a file, of the bench's pictures or of others."""
-        chunks = (self.x if pictures is None else pictures).split(self.batch)
+        chunks = (self.x if pictures is None else pictures).split(BATCH)
         return torch.cat([model.quantised_latents(pad_to(x, model.factor)) for x in chunks])
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class Bench:
         """Pictures at 8 bits, as `PSIC.decompress` writes them: protected, full, or under some other condition."""
         size = tuple(self.x.shape[-2:])
         condition = model.full_condition() if full else condition
-        decoded = (model.eval().picture(y, size, condition) for y in y_hat.split(self.batch))
+        decoded = (model.eval().picture(y, size, condition) for y in y_hat.split(BATCH))
         return torch.cat([round_to_8_bits(x_hat) for x_hat in decoded])
 
     def measure(self, protected: Pictures, full: Pictures | None = None) -> dict[str, Any]:

@@ -25,20 +25,19 @@ class CaptionDecoder(nn.Module):
 
     Args:
         words: Size of the vocabulary, `SPECIAL` included.
-        width: Of every layer.
-        layers: Of the decoder.
         dropout: In training.
     """
 
-    def __init__(self, words: int, width: int = 256, layers: int = 2, dropout: float = 0.2) -> None:
+    def __init__(self, words: int, dropout: float = 0.2) -> None:
         super().__init__()
+        width = 256
         self.image = nn.Sequential(nn.Linear(CHANNELS, width), nn.LayerNorm(width), nn.Dropout(dropout))
         self.place = nn.Parameter(torch.zeros(PLACES, width))
         self.embed = nn.Embedding(words, width)
         self.position = nn.Parameter(torch.zeros(LENGTH + 1, width))
         self.dropout = nn.Dropout(dropout)
         layer = nn.TransformerDecoderLayer(width, 4, 2 * width, dropout, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+        self.layers = nn.TransformerDecoder(layer, 2, nn.LayerNorm(width))
         nn.init.normal_(self.embed.weight, std=width**-0.5)  # so that its transpose predicts with logits around 1
 
     def memory(self, maps: Float[Tensor, "batch places channels"]) -> Float[Tensor, "batch places width"]:
@@ -101,16 +100,14 @@ class LiteCaptioner(nn.Module):
     Args:
         decoder: Trained by ``data/checkpoints/make_captioner.py``.
         vocabulary: The words by id; begins with `SPECIAL`.
-        beams: As in `search`.
-        name: What tables call it.
     """
 
-    def __init__(
-        self, decoder: CaptionDecoder, vocabulary: Sequence[str], beams: int = 3, name: str = "lite2-captioner"
-    ) -> None:
+    name = "lite2-captioner"  # what tables call it
+
+    def __init__(self, decoder: CaptionDecoder, vocabulary: Sequence[str]) -> None:
         super().__init__()
         self.trunk, self.decoder = lite_trunk(2), decoder
-        self.vocabulary, self.beams, self.name = tuple(vocabulary), beams, name
+        self.vocabulary = tuple(vocabulary)
         self.register_buffer("mean", torch.tensor(LITE_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(LITE_STD)[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
@@ -123,7 +120,7 @@ class LiteCaptioner(nn.Module):
 
     def caption_ids(self, pictures: Float[Tensor, "batch 3 height width"]) -> Int64[Tensor, "batch length"]:
         """Captions of pictures in [0, 1], of any size: `LENGTH` ids of its vocabulary, 0 after the last."""
-        return search(self.decoder, self.maps(pictures), self.beams)
+        return search(self.decoder, self.maps(pictures))
 
     def words(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
         """The sentences that `caption_ids` stand for: lower-case words with spaces between them, no full stop."""

@@ -104,21 +104,17 @@ def caption_report(
     }
 
 
-def relative_loss(
-    before: Float[Tensor, " n"], after: Float[Tensor, " n"], resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def relative_loss(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str, Any]:
     """``1 - mean(after) / mean(before)`` with a 95 % percentile interval; the bootstrap draws pictures.
 
     Args:
         before: A score of each picture, at least 0.
         after: Of the same pictures.
-        resamples: Of the bootstrap.
-        seed: Likewise.
 
     Returns:
         ``value`` and ``ci95``; NaN where ``before`` is 0 throughout.
     """
-    drawn = torch.randint(len(before), (resamples, len(before)), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(len(before), (1000, len(before)), generator=torch.Generator().manual_seed(0))
     losses = 1 - after[drawn].mean(1) / before[drawn].mean(1)
     low, high = torch.nanquantile(losses, torch.tensor([0.025, 0.975], dtype=losses.dtype)).tolist()
     return {"value": float(1 - after.mean() / before.mean()), "ci95": [low, high]}

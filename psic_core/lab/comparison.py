@@ -18,7 +18,7 @@ from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, Phase, TrainConfig, seed_everything
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.lab.bavaft import BAvAFT, changed_state, load_bavaft, train_bavaft
-from psic_core.lab.bench import TASKS, Bench
+from psic_core.lab.bench import BATCH, TASKS, Bench
 from psic_core.lab.evaluate import no_nan
 from psic_core.lab.pgd import coded, pgd, pull_to
 from psic_core.models.vlp import Target, load_target
@@ -203,7 +203,7 @@ def _bavaft(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     """BAvAFT: clean and poisoned are two encodings."""
     rival, seconds = trained_bavaft(p, folder, bench.target.name)
     with torch.no_grad():
-        poisoned = torch.cat([rival.trigger(x) for x in bench.x.split(bench.batch)])
+        poisoned = torch.cat([rival.trigger(x) for x in bench.x.split(BATCH)])
     codec = rival.codec
     protected, full = (bench.decode(codec, bench.latents(codec, x)) for x in (poisoned, bench.x))
 
@@ -239,7 +239,7 @@ def _pgd(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     texts = _pairs(bench.target, folder).text_features[:: SCENES // BASE.pool, 0][: BASE.pool]
     attack = partial(pgd_attack, p.method, bench, texts, p.strength)
     plain, after = bench.plain, p.method == "pgd-after"
-    perturbed = torch.cat([attack(x) for x in (bench.decoded if after else bench.x).split(bench.batch)])
+    perturbed = torch.cat([attack(x) for x in (bench.decoded if after else bench.x).split(BATCH)])
     protected = perturbed if after else bench.decode(plain, bench.latents(plain, perturbed))
 
     def protect(x: Tensor) -> None:

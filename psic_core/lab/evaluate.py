@@ -1,7 +1,6 @@
 """The tasks, end to end, to one JSON: fidelity, rate, and what a target makes of each version."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,11 +78,7 @@ def write_json(report: Mapping[str, Any], path: str | Path) -> None:
 
 def no_nan(value: Any) -> Any:
     """The same, with ``None`` for numbers that JSON has not."""
-    if isinstance(value, Mapping):
-        return {k: no_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [no_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _encode(target: Target, pictures: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def random_conditions(n: int, dim: int, seed: int = 0) -> Float[Tensor, "n dim"]
     return functional.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def solve(model: PSIC, starts: int = 10, seed: int = 0) -> Solved:
+def solve(model: PSIC) -> Solved:
     """The key's vector of an anchored model from its weights alone: no file, no picture, no gradient descent.
 
     `PSIC.anchor` sets each trigger's bias to ``-W_d MLP(c)``. So the weights hold a system of equations,
@@ -38,8 +38,6 @@ def solve(model: PSIC, starts: int = 10, seed: int = 0) -> Solved:
 
     Args:
         model: An anchored PSIC.
-        starts: Random directions to start from; the first with no residue to speak of ends the search.
-        seed: Of the starts.
 
     Raises:
         ValueError: The model is not anchored, so that no condition is known to be without trigger; or not trained.
@@ -58,7 +56,7 @@ def solve(model: PSIC, starts: int = 10, seed: int = 0) -> Solved:
 
     jacobian = torch.func.jacfwd(residues)
     best, evaluations = None, 0
-    for start in random_conditions(starts, model.config.dim, seed).double():
+    for start in random_conditions(10, model.config.dim).double():  # the first with no residue ends the search
         found = least_squares(
             lambda b: residues(torch.from_numpy(b)).detach().numpy(),
             start.numpy(),

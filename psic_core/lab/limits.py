@@ -1,6 +1,5 @@
 """The threat model, level by level: every attack on one bench, beside its null, as ``psic limits`` runs it."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,15 +76,13 @@ class Robustness:
     def process(self, level: str, processings: Mapping[str, Processing]) -> None:
         """Each processing, of every version."""
         for name, processing in tqdm(processings.items(), level, leave=False, disable=None):
-            started = time.process_time()
             changed = {v: torch.cat([processing(x) for x in p.split(1)]) for v, p in self.shown.items()}
-            spent = (time.process_time() - started) / len(changed) / self.bench.data.size
-            self.add(level, name, changed, seconds=spent)
+            self.add(level, name, changed)
 
     @torch.no_grad()
     def add(
         self, level: str, attack: str, changed: Mapping[str, Pictures], reader: Target | None = None,
-        before: Tensor | None = None, seconds: float = 0.0, **more: Any,
+        before: Tensor | None = None, **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Measure one attack and keep its row.
 
@@ -95,7 +92,6 @@ class Robustness:
             changed: By version, `PLAIN` among them: what the reader gets, at 8 bits, of any one size.
             reader: Who reads after the attack; the bench's own target where ``None``.
             before: What the reader makes of the plain codec's pictures, where it is its own reference.
-            seconds: Processor time that it costs for each picture.
             more: Further fields of the row.
 
         Returns:
@@ -117,7 +113,7 @@ class Robustness:
             rates[version] = {task: flip_rate([f])._asdict() for task, f in flips.items()}
             rates[version]["mean"] = flip_rate(list(flips.values()))._asdict()
         row = {"level": level, "attack": attack, "asr": {v: r for v, r in rates.items() if v != PLAIN}}
-        row |= {"null": rates[PLAIN], "psnr": self._psnr(changed), "seconds": seconds, **more}
+        row |= {"null": rates[PLAIN], "psnr": self._psnr(changed), **more}
         self.rows.append(row)
         return row
 
@@ -159,6 +155,8 @@ def run_limits(
         raise ValueError(f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}")
     seed_everything(0)
     models = {_label(name): load_checkpoint(name) for name in names}
+    if len(models) < len(names):
+        raise ValueError(f"{', '.join(names)}: two models of one name; rename a file or its folder")
     data = eval_set("scenes", limit=limit, side=side)
     suite = Robustness(models, load_checkpoint(names[0], plain=True), data, load_target(target))
     for level in tqdm(levels, "levels", disable=None):

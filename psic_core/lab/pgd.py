@@ -1,7 +1,6 @@
 """Rivals without a codec of their own: projected gradient descent on the pixels, before or after coding."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,8 +10,6 @@ from torch.nn import functional
 from psic_core.codec import PSIC
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Target
-
-Place = Literal["before", "after", "through"]
 
 
 def pgd(
@@ -37,12 +34,7 @@ def pgd(
     Returns:
         Pictures in [0, 1], rounded to 8 bits; clamping and the best point's place make the PSNR ``level`` at least,
         up to rounding.
-
-    Raises:
-        ValueError: No step.
     """
-    if steps < 1:
-        raise ValueError(f"steps {steps}: give at least 1")
     radius = x[0].numel() ** 0.5 * 10 ** (-level / 20)
     start = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     delta = radius * _unit(start)

@@ -27,18 +27,14 @@ class Purifier(nn.Module):
 
     Folding quarters the time and doubles what a pixel of the answer sees. The last layer starts at zero: a fresh
     purifier is the identity.
-
-    Args:
-        width: Channels inside.
-        depth: Convolutions of 3 x 3.
     """
 
-    FOLD = 2
+    FOLD, WIDTH, DEPTH = 2, 48, 6
 
-    def __init__(self, width: int = 48, depth: int = 6) -> None:
+    def __init__(self) -> None:
         super().__init__()
         ends = 3 * self.FOLD**2
-        sizes = [ends, *[width] * (depth - 1), ends]
+        sizes = [ends, *[self.WIDTH] * (self.DEPTH - 1), ends]
         convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes)]
         nn.init.zeros_(convolutions[-1].weight)
         nn.init.zeros_(convolutions[-1].bias)
@@ -55,9 +51,7 @@ class Purifier(nn.Module):
         return x + functional.pixel_shuffle(self.layers(folded), self.FOLD)[..., :height, :width]
 
 
-def train_purifier(
-    protected: Pictures, full: Pictures, steps: int = 500, batch: int = 8, crop: int = 96, seed: int = 0
-) -> Purifier:
+def train_purifier(protected: Pictures, full: Pictures, steps: int = 500) -> Purifier:
     """Learn the way back from pairs of versions.
 
     The loss is ``255^2 MSE(p, x_hat_f)``.
@@ -65,21 +59,18 @@ def train_purifier(
     Args:
         protected: The rival's own x_hat_e, at 8 bits, as published.
         full: The x_hat_f of the same files, in the same order.
-        steps: Of Adam, under a cosine rate.
-        batch: Crops a step, at most as many as there are pictures.
-        crop: Their side in pixels, at most the pictures'.
-        seed: Of the network, the crops and their order.
+        steps: Of Adam, under a cosine rate, with 8 crops of at most 96 pixels a side.
 
     Returns:
         In eval mode, without gradients.
     """
-    rng = torch.Generator().manual_seed(seed)
+    rng, crop = torch.Generator().manual_seed(0), min(96, *full.shape[-2:])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         purifier = Purifier().to(full)
 
     def loss() -> Tensor:
-        index = torch.randperm(len(full), generator=rng)[:batch]
+        index = torch.randperm(len(full), generator=rng)[:8]
         top, left = (int(torch.randint(side - crop + 1, (), generator=rng)) for side in full.shape[-2:])
         given, wanted = (v[index, :, top : top + crop, left : left + crop] for v in (protected, full))
         return 255**2 * functional.mse_loss(purifier.cleaned(given), wanted)
@@ -93,9 +84,6 @@ def finetune_reader(
     pictures: Float[Tensor, "n 3 height width"],
     captions: Sequence[tuple[str, ...]],
     steps: int = 300,
-    seed: int = 0,
-    batch: int = 256,
-    rate: float = 3e-4,
 ) -> Target:
     """A target that has seen protected pictures with their true captions.
 
@@ -106,10 +94,7 @@ def finetune_reader(
         target: ``lite-clip`` or ``lite2-clip``; stays as it is.
         pictures: Protected ones, at 8 bits in [0, 1]. The rival's own: he knows what they show.
         captions: Of each picture, equally many.
-        steps: Of AdamW, under a cosine rate.
-        seed: Of the batches.
-        batch: Pictures a step; all of them where there are fewer.
-        rate: First learning rate.
+        steps: Of AdamW, under a cosine rate from 3e-4, with 256 pictures each or all where there are fewer.
 
     Returns:
         Another target, with heads of its own.
@@ -123,11 +108,11 @@ def finetune_reader(
     ids = caption_ids(flat).reshape(len(captions), -1)
     image = image_features(target, (pictures * 255).round().clamp(0, 255).to(torch.uint8))
     words = text_features(target, flat).unflatten(0, ids.shape)
-    result, rng = copy.deepcopy(target), torch.Generator().manual_seed(seed)
+    result, rng = copy.deepcopy(target), torch.Generator().manual_seed(0)
     visual, text, scale = result.model.visual.head.proj, result.model.text.proj, result.model.logit_scale
 
     def loss() -> Tensor:
-        index = torch.randperm(len(ids), generator=rng)[:batch]
+        index = torch.randperm(len(ids), generator=rng)[:256]
         choice = torch.randint(ids.shape[1], (len(index),), generator=rng)
         own = ids[index, choice]
         seen = functional.normalize(visual(image[index]), dim=1)
@@ -135,7 +120,7 @@ def finetune_reader(
         return contrastive(seen, read, own[:, None] == own[None, :], scale)
 
     learning = [p.requires_grad_() for p in (*visual.parameters(), *text.parameters(), scale)]
-    _descend(torch.optim.AdamW(learning, rate), loss, steps)
+    _descend(torch.optim.AdamW(learning, 3e-4), loss, steps)
     result.requires_grad_(False)
     result.name = f"{target.name}, adapted"
     return result
@@ -152,7 +137,7 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Callable[[], Tensor], steps
 
 
 @torch.no_grad()
-def stripped(model: PSIC, published: Pictures, batch: int = 10) -> Pictures:
+def stripped(model: PSIC, published: Pictures) -> Pictures:
     """The full version of protected pictures, without a key: coded again, then decoded with all triggers left out.
 
     Triggers change the picture and never the latents; and a picture has many times as many samples as its latents. So
@@ -161,11 +146,10 @@ def stripped(model: PSIC, published: Pictures, batch: int = 10) -> Pictures:
     Args:
         model: An anchored one; else its plain decoder is not quite its full version.
         published: Protected pictures of any one size, in [0, 1].
-        batch: Pictures coded together.
 
     Returns:
         At 8 bits.
     """
     height, width = published.shape[-2:]
-    latents = (model.eval().quantised_latents(pad_to(x, model.factor)) for x in published.split(batch))
+    latents = (model.eval().quantised_latents(pad_to(x, model.factor)) for x in published.split(10))
     return torch.cat([round_to_8_bits(model.g_s.plain(y)[..., :height, :width]) for y in latents])

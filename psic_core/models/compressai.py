@@ -154,17 +154,16 @@ def dissect(model: nn.Module) -> Anatomy:
     return Anatomy(tap.y_hat, factor or side // smallest, side // tap.y_hat.shape[-1])
 
 
-def scale_latents(model: CompressionModel, x: Float[Tensor, "1 3 height width"], spread: float = 6) -> CompressionModel:
+def scale_latents(model: CompressionModel, x: Float[Tensor, "1 3 height width"]) -> CompressionModel:
     """Scale the last down-sampling layer of ``g_a``, so that a random model has something to code.
 
     Args:
         model: Random weights.
-        x: A picture; its latents get this standard deviation, in steps of the quantiser.
-        spread: Likewise.
+        x: A picture; its latents get a standard deviation of 6 steps of the quantiser.
     """
     *_, last = (layer for layer in model.g_a.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2))
     with torch.no_grad():
-        last.weight *= spread / model.g_a(x).std()
+        last.weight *= 6 / model.g_a(x).std()
         last.bias *= 0
     return model
 

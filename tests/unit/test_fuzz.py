@@ -62,44 +62,26 @@ def coded() -> torch.Tensor:
 # --- accidents -------------------------------------------------------------------------------------
 
 
-def truncated(data: bytes) -> Iterator[bytes]:
-    for length in range(len(data)):
-        yield data[:length]
-
-
-def flipped(data: bytes, rng: random.Random) -> Iterator[bytes]:
-    for position in range(len(data)):
+def accidents(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    """Bytes cut, flipped, overwritten, swapped, inserted; other names and versions; noise."""
+    size = len(data)
+    for k in range(size):
+        yield data[:k]
         for flip in (1 << rng.randrange(8), 0xFF, rng.randrange(1, 256)):
-            yield data[:position] + bytes([data[position] ^ flip]) + data[position + 1 :]
-
-
-def overwritten(data: bytes, rng: random.Random) -> Iterator[bytes]:
+            yield data[:k] + bytes([data[k] ^ flip]) + data[k + 1 :]
     for _ in range(400):
-        start = rng.randrange(len(data))
-        length = rng.randrange(1, len(data) - start + 1)
+        start = rng.randrange(size)
+        length = rng.randrange(1, size - start + 1)
         yield data[:start] + rng.randbytes(length) + data[start + length :]
-
-
-def swapped(data: bytes, rng: random.Random) -> Iterator[bytes]:
     for _ in range(300):
-        a, b, c, d = sorted(rng.sample(range(len(data) + 1), 4))
+        a, b, c, d = sorted(rng.sample(range(size + 1), 4))
         yield data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]
-
-
-def inserted(data: bytes, rng: random.Random) -> Iterator[bytes]:
     for _ in range(100):
-        position = rng.randrange(len(data) + 1)
-        yield data[:position] + rng.randbytes(rng.randrange(1, 20)) + data[position:]
-
-
-def misnamed(data: bytes, rng: random.Random) -> Iterator[bytes]:
-    for _ in range(100):
+        k = rng.randrange(size + 1)
+        yield data[:k] + rng.randbytes(rng.randrange(1, 20)) + data[k:]
         yield rng.randbytes(4) + data[4:]
     for version in {*range(256)} - {bitstream.VERSION}:
         yield data[:4] + bytes([version]) + data[5:]
-
-
-def noise(rng: random.Random) -> Iterator[bytes]:
     for length in range(100):
         yield rng.randbytes(length)
         yield bitstream.MAGIC + bytes([bitstream.VERSION]) + rng.randbytes(length)
@@ -108,23 +90,12 @@ def noise(rng: random.Random) -> Iterator[bytes]:
 @pytest.mark.slow
 def test_every_accident_is_an_error():
     model, data = model_and_file()
-    rng = random.Random(0)
-    accidents = [
-        *truncated(data),
-        *flipped(data, rng),
-        *overwritten(data, rng),
-        *swapped(data, rng),
-        *inserted(data, rng),
-        *misnamed(data, rng),
-        *noise(rng),
-    ]
-    accidents = [mutant for mutant in accidents if mutant != data]
-    assert len(accidents) >= 2000
-    for mutant in accidents:
-        started = time.perf_counter()
-        with pytest.raises(BitstreamError, match=r"\w{3}"):
-            model.decompress(mutant)
-        assert time.perf_counter() - started < LONGEST, mutant.hex()
+    for mutant in accidents(data, random.Random(0)):
+        if mutant != data:
+            started = time.perf_counter()
+            with pytest.raises(BitstreamError, match=r"\w{3}"):
+                model.decompress(mutant)
+            assert time.perf_counter() - started < LONGEST, mutant.hex()
 
 
 # --- forgeries: right checksums, wrong content -----------------------------------------------------
@@ -249,22 +220,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
 
 
 @pytest.mark.slow
-def test_strings_that_end_early_are_not_read_beyond(told: dict[str, tuple[str, str]]):
-    error, message = told.get("ended", ("the interpreter crashed or hung", ""))
-    assert (error, "other values than were coded" in message) == ("BitstreamError", True), message
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("size", [10_000, 1_000_000, 20_000_000])
-def test_long_escape_codes_stay_inside_the_file(told: dict[str, tuple[str, str]], which: int, size: int):
-    error, message = told.get(f"{which}x{size}", ("the interpreter crashed or hung", ""))
-    assert error == "BitstreamError", message
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("value", ["1000000000.0", "nan"])
-def test_latents_that_the_coder_cannot_hold_are_refused(told: dict[str, tuple[str, str]], value: str):
-    # From 2^27 on the range encoder never returns.
-    error, message = told.get(f"latents of {value}", ("the interpreter crashed or hung", ""))
-    assert error == "ValueError", message
+def test_nothing_takes_the_interpreter_with_it(told: dict[str, tuple[str, str]]):
+    """Strings that end early are not read beyond, long escape codes stay inside the file, wild latents are refused."""
+    wanted = {"ended": "BitstreamError", "latents of 1000000000.0": "ValueError", "latents of nan": "ValueError"}
+    wanted |= {f"{which}x{size}": "BitstreamError" for which in (0, 1) for size in (10_000, 1_000_000, 20_000_000)}
+    assert {name: error for name, (error, _) in told.items()} == wanted, told
+    assert "other values than were coded" in told["ended"][1]

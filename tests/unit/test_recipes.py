@@ -93,6 +93,7 @@ def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
 # --- where a phase starts from ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_clip_recipe_runs_without_a_network(small: None, tmp_path: Path):
     """Random weights in the place of CompressAI's and of CLIP's."""
     command = ["recipe", "clip", "-o", str(tmp_path), "--dry-run", "--init", "random", "--target", "tiny",

@@ -32,7 +32,7 @@ def test_the_full_version_comes_back_without_a_secret():
         y_hat = model.quantised_latents(x)
         protected = round_to_8_bits(model.synthesize(y_hat)[..., :60, :101])
     model.secret = None
-    found = stripped(model, protected, batch=1)
+    found = stripped(model, protected)
     assert found.shape == protected.shape
     assert torch.equal(round_to_8_bits(found), found)
     with torch.no_grad():
@@ -51,30 +51,28 @@ def pictures(n: int, side: int = 32, first: int = 0) -> Tensor:
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 2)])
 def test_a_fresh_purifier_is_the_identity_at_any_size(size: tuple[int, int]):
     x = torch.rand(2, 3, *size)
-    assert torch.equal(Purifier(width=8, depth=3)(x), x)
+    assert torch.equal(Purifier()(x), x)
 
 
 @pytest.mark.slow
 def test_a_shift_is_brought_back_in_pictures_that_were_not_seen():
     full, unseen = pictures(12), pictures(4, side=40, first=100)
-    trained = train_purifier(full + SHIFT, full, steps=120, batch=4, crop=16)
+    trained = train_purifier(full + SHIFT, full, steps=120)
     assert mse(trained(unseen + SHIFT), unseen) < 0.05 * mse(unseen + SHIFT, unseen)
     assert trained(unseen + 10).max() <= 1  # what is purified is a picture
     assert not any(p.requires_grad for p in trained.parameters())
 
 
-def test_the_seed_decides_and_the_global_generator_neither_decides_nor_moves():
+def test_the_global_generator_neither_decides_nor_moves():
     full, found = pictures(6), []
-    for start, seed in ((1, 0), (2, 0), (3, 1)):
+    for start in (1, 2):
         torch.manual_seed(start)
         before = torch.random.get_rng_state()
-        found.append(train_purifier(full + SHIFT, full, 3, 2, 16, seed)(full))
+        found.append(train_purifier(full + SHIFT, full, 3)(full))
         assert torch.equal(before, torch.random.get_rng_state())
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+    assert torch.equal(*found)
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
 # --- a reader that learns ---------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -65,20 +64,16 @@ class Photos(Dataset):
     ``step`` follows from the seed and ``step`` alone, so that a run can be resumed anywhere.
 
     Args:
-        root: Folder of photographs, searched recursively.
-        split: ``train``, ``held-out`` (one in ten, see `held_out`) or ``all``.
+        root: Folder of photographs, searched recursively; one in ten is left out, see `held_out`.
 
     Raises:
-        FileNotFoundError: No such folder, or no pictures of the split in it.
+        FileNotFoundError: No such folder, or no pictures in it.
     """
 
     SMALLEST = 0.5  # scale; training photos are scaled-down originals with JPEG's traces, which scaling again removes
 
-    def __init__(self, root: str | Path, split: Literal["train", "held-out", "all"] = "train") -> None:
-        files = Folder(root).files
-        self.files = files if split == "all" else [f for f in files if held_out(f) == (split == "held-out")]
-        if not self.files:
-            raise FileNotFoundError(f"no {split} pictures under {str(root)!r}; add some, or read split 'all'")
+    def __init__(self, root: str | Path) -> None:
+        self.files = [file for file in Folder(root).files if not held_out(file)]
         self.pictures: list[Image.Image] = []
         self.batch_size, self.crop, self.seed = 8, 256, 0
 

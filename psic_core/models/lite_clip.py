@@ -9,7 +9,6 @@ import open_clip
 import timm
 import torch
 from jaxtyping import Bool, Float, UInt8
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -176,11 +175,7 @@ def load_lite_clip(name: str, path: Path) -> Target:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {name} heads at {path}; data/checkpoints/make_lite_clip.py makes them")
-    try:
-        heads = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no heads file (safetensors): {error}") from error
-    target = lite_clip_towers(name)
+    target, heads = lite_clip_towers(name), {name: tensor.float() for name, tensor in load_file(path).items()}
     own = target.model.state_dict()
     for key in (*LITE_HEADS, *heads):
         if key not in LITE_HEADS or key not in heads or heads[key].shape != own[key].shape:

@@ -92,6 +92,14 @@ class Ensemble(Target):
         self.members = nn.ModuleList(members)
         self.widths = [m.encode_text(["a"]).shape[1] for m in members]
 
+    def preprocess(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
+        """Each member has its own.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f"{self.name} has no one preprocessing; use a member's")
+
     def encode_image(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
         """Unit features of pictures in [0, 1], of any size."""
         return torch.cat([m.encode_image(x) for m in self.members], 1) / len(self.members) ** 0.5
@@ -131,7 +139,7 @@ def prepare(
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Target:
+def load_target(name: str = "lite-clip") -> Target:
     """A frozen target by name.
 
     Args:
@@ -139,7 +147,6 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
             attacked, to measure transfer); ``tiny`` (random weights, for tests); any open_clip model as
             ``ARCHITECTURE/PRETRAINED``, for example the paper's ``ViT-B-32/openai`` (needs the network once) or
             ``ViT-B-32/random`` (the real shapes, meaningless); or several of these joined by ``+``, as an `Ensemble`.
-        path: For one of `LITE_CLIPS`: a heads file other than the shipped one.
 
     Raises:
         ValueError: Unknown name.
@@ -150,7 +157,7 @@ def load_target(name: str = "lite-clip", path: str | Path | None = None) -> Targ
     if "+" in name:
         return Ensemble([load_target(part) for part in name.split("+")])
     if name in LITE_CLIPS:
-        return load_lite_clip(name, Path(path) if path else data_dir() / "checkpoints" / f"{name}.safetensors")
+        return load_lite_clip(name, data_dir() / "checkpoints" / f"{name}.safetensors")
     if name == "tiny":
         return _tiny()
     architecture, _, pretrained = name.partition("/")

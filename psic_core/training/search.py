@@ -33,7 +33,7 @@ from psic_core.training.platforms import random_platform_transform
 
 READERS = "lite-clip+lite1-clip"
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
-MISLED = 0.2  # cosine of what readers see before and after, below which they are taken for misled
+MISLED = 0.15  # cosine of what readers see before and after, below which they are taken for misled
 STEP = 1.06  # factor of the energy from step to step
 CARRIED, SEALED = (0.3, 4.0), (2.0, 16.0)  # least and most `energy`; the codec keeps a part of a sealed change
 COPIES = (1.5, 2.0, 2.5)  # shorter sides, in units of R, at which a sealed shield goes through the codec

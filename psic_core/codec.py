@@ -221,7 +221,7 @@ class PSIC(AnySize):
             code = search.carried(self, x_hat, x, target)
             stream = stream._replace(chunks=((bitstream.CARRIED, carried(code, stream)),))
         elif sealed:  # without a keyword the code is lost, and the chunk says that the triggers rest
-            content = keys.seal_code(secret, search.correction(x, x_hat, side), bound) if keywords else b""
+            content = keys.seal_code(secret, search.correction(x, x_hat, side, target), bound) if keywords else b""
             stream = stream._replace(chunks=((bitstream.SEALED, content),))
         return bitstream.pack(stream._replace(slots=tuple(keys.seal(secret, words, bound) for words in keywords)))
 

@@ -35,9 +35,9 @@ READERS = "lite-clip+lite1-clip"
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
 MISLED = 0.15  # cosine of what readers see before and after, below which they are taken for misled
 STEP = 1.06  # factor of the energy from step to step
-CARRIED, SEALED = (0.3, 4.0), (2.0, 16.0)  # least and most `energy`; the codec keeps a part of a sealed change
+CARRIED, SEALED = (0.3, 4.0), (2.0, 8.0)  # least and most `energy`; the codec keeps a part of a sealed change
 COPIES = (1.5, 2.0, 2.5)  # shorter sides, in units of R, at which a sealed shield goes through the codec
-DENSITY_SEALED, SEALED_BAND = 0.03, 0.3  # of its correction; of the change
+DENSITY_SEALED, SEALED_BAND = 0.06, 0.3  # of its correction; of the change
 PLATFORMS = 0.5  # of the steps look at the picture as a platform hands it on
 MEMORY = 0.9  # of the gradients, from step to step
 
@@ -86,13 +86,28 @@ def sealed(
     return _at(total, strength, small)
 
 
-def correction(x: Picture, x_hat: Picture, side: int) -> bytes:
-    """The code of what takes a sealed shield out again: at the reader's scale, from what was decoded to the photo."""
-    shown = reduced(x_hat, side)
-    size, weight, error = tuple(shown.shape[-2:]), hiding(shown), shown - reduced(x, side)
-    signs = largest(coefficients(weight * error, band(size)), _count(size, DENSITY_SEALED))
-    change = weight * cosines(signs, size)
-    return to_code(-signs, 255 * float((error * change).sum() / change.square().sum().clamp_min(1e-12)))
+@torch.enable_grad()
+def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = None, steps: int = 20) -> bytes:
+    """The code of what takes a sealed shield out again, at the reader's scale.
+
+    The largest cosines of what was decoded, to the photo; then those are preferred that let readers see it again.
+    """
+    target, shown, truth = target or readers(), reduced(x_hat, side), reduced(x, side)
+    size, weight, error = tuple(shown.shape[-2:]), hiding(shown), truth - shown
+    count = _count(size, DENSITY_SEALED)
+    with torch.no_grad():
+        was = target.encode_image(truth)
+    total = coefficients(weight * error, band(size))
+    total = total / total.norm().clamp_min(1e-12)
+    for step in range(steps + 1):
+        signs = largest(total, count).requires_grad_()
+        change = weight * cosines(signs, size)
+        amplitude = float((error * change.detach()).sum() / change.detach().square().sum().clamp_min(1e-12))
+        if step < steps:
+            likeness = (target.encode_image((shown + amplitude * change).clamp(0, 1)) * was).sum()
+            (gradient,) = torch.autograd.grad(likeness, signs)
+            total = total + 0.1 * gradient / gradient.norm().clamp_min(1e-12)
+    return to_code(signs.detach(), 255 * max(amplitude, 0.0))
 
 
 def _at(total: Coefficients, strength: float, x: Picture) -> Picture:

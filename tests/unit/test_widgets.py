@@ -5,22 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from PIL import Image
 from skimage import data
 
-from psic_core.app import figures
-from psic_core.app.widgets import (
-    BetaSlider,
-    Lab,
-    ModeSwitch,
-    Panel,
-    prompt_list,
-    render_mode,
-    wiped,
-)
+from psic_core.app.widgets import Lab, ModeSwitch, prompt_list, render_mode, wiped
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig
 from psic_core.models.vlp import Target, load_target
@@ -53,21 +43,6 @@ def lab(model: PSIC, target: Target) -> Lab:
 
 
 @pytest.fixture
-def drawn() -> None:
-    """For tests of the figures themselves; without it figures are their words and numbers, and take no time."""
-
-
-@pytest.fixture(autouse=True)
-def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    def written(*facts: object) -> Image.Image:
-        words = repr(facts).encode()
-        return Image.frombytes("L", (len(words), 1), words)
-
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "beliefs", lambda *facts, top: written(*facts))
-
-
-@pytest.fixture
 def switch(lab: Lab) -> ModeSwitch:
     switch = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS)
     switch.wipe.value = 0
@@ -88,15 +63,15 @@ def calls(model: PSIC, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return counting
 
-    for name in ("compress", "latents", "synthesize", "version_of"):
+    for name in ("compress", "latents", "picture", "version_of"):
         monkeypatch.setattr(model, name, count(name))
     return counted
 
 
-def shown(panel: Panel, place: int = 1) -> tuple:
-    """Size and pixels of what a panel shows: the full version, the wiped one, the beliefs."""
-    assert panel.stage.layout.visibility is None
-    with Image.open(io.BytesIO(panel.stage.children[place].value)) as image:
+def shown(switch: ModeSwitch, place: int = 1) -> tuple:
+    """Size and pixels of what is shown: the full version, or the wiped one."""
+    assert switch.stage.layout.visibility is None
+    with Image.open(io.BytesIO(switch.stage.children[place].value)) as image:
         return image.size, image.tobytes()
 
 
@@ -104,12 +79,12 @@ def pixels(image: Image.Image) -> tuple:
     return image.size, image.tobytes()
 
 
-def complaint(panel: Panel) -> str:
+def complaint(switch: ModeSwitch) -> str:
     """The one sentence in place of the pictures."""
-    assert panel.stage.layout.visibility == "hidden"
-    assert "Traceback" not in panel.says.value
-    assert panel.says.value.count("<b ") == 1
-    return panel.says.value
+    assert switch.stage.layout.visibility == "hidden"
+    assert "Traceback" not in switch.says.value
+    assert switch.says.value.count("<b ") == 1
+    return switch.says.value
 
 
 def decoded(lab: Lab, keyword: str | None, photo: str = "cat") -> tuple:
@@ -124,24 +99,23 @@ def test_the_right_words_decode_full_and_all_others_protected(lab: Lab):
     assert full != protected
     seen = {}
     for tried in (KEYWORD, PUBLIC_PASSPHRASE, "", WRONG, KEYWORD.upper()):
-        version, beta = lab.condition("cat", KEYWORD, tried)
-        assert pixels(lab.picture("cat", KEYWORD, beta)) == (full if version == "full" else protected)
+        version, picture = lab.decoded("cat", KEYWORD, tried)
+        assert pixels(picture) == (full if version == "full" else protected)
         seen[tried] = version
     assert list(seen.values()) == ["full", "full", "protected", "wrong keyword", "wrong keyword"]
 
 
-def test_render_mode_shows_both_versions_and_beliefs(lab: Lab, drawn: None):
+def test_render_mode_shows_both_versions_and_beliefs(lab: Lab):
     view = render_mode(lab, "cat", KEYWORD, "", prompt_list(PROMPTS))
     assert pixels(view.picture) == decoded(lab, None)
     assert pixels(view.full) == decoded(lab, KEYWORD)
-    assert view.beliefs.axes[0].get_xlim() == (0, 1)
-    assert [t.get_text() for t in view.beliefs.axes[0].get_legend().get_texts()] == ["original", "full", "protected"]
+    assert list(view.believed) == ["original", "full", "protected"]
+    assert all(p.sum() == pytest.approx(1) for p in view.believed.values())
     assert view.says.startswith("cat, protected: read as “")
     assert view.says.endswith(" dB against the original")
     original = render_mode(lab, "cat", KEYWORD, None, prompt_list(PROMPTS))
     assert original.picture is lab.photos["cat"]
     assert "dB" not in original.says
-    assert plt.get_fignums() == []  # or each redraw would keep its figure
 
 
 def test_the_wipe_goes_from_one_version_to_the_other(lab: Lab, switch: ModeSwitch):
@@ -154,38 +128,31 @@ def test_the_wipe_goes_from_one_version_to_the_other(lab: Lab, switch: ModeSwitc
         assert shown(switch) == pixels(wiped(full, protected, share)) == pixels(both)
 
 
-def test_nothing_is_made_twice(lab: Lab, calls: Counter[str]):
-    switch, slider = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS), BetaSlider(lab, KEYWORD, PROMPTS)
+def test_nothing_is_made_twice(switch: ModeSwitch, calls: Counter[str]):
+    switch.photo.value = "coffee"
     for _ in range(3):
         for version in ("original", "full", "protected", "wrong keyword"):
             switch.version.value = version
         for t in (0, 0.5, 0.9, 1):
-            slider.t.value = t
+            switch.t.value = t
         switch.prompts.value, switch.prompts.value = "one\ntwo", PROMPTS
-    # Conditions: none, the wrong one, half and nine tenths of the key's; under the key itself nothing is synthesised.
-    assert calls == {"compress": 1, "latents": 1, "synthesize": 4, "version_of": 3}
-    assert lab.decoded == 5
+    # Conditions: the key, none, the wrong one, half and nine tenths of the key's.
+    assert calls == {"compress": 1, "latents": 1, "picture": 5, "version_of": 5}
     switch.sealed.value = "other words"  # another file
     assert calls["compress"] == calls["latents"] == 2
-    switch.photo.value = "coffee"
-    assert calls["compress"] == calls["latents"] == 3
 
 
-def test_every_shield_shows_its_two_versions(lab: Lab, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("adapt", ["carried", "sealed"])
+def test_a_shield_made_for_the_photo_shows_its_two_versions(lab: Lab, adapt: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(search, "readers", lambda: load_target("tiny"))
+    lab.adapt = adapt
     switch = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS)
-    for shield in ("carried", "sealed"):
-        switch.shield.value = shield
-        seen = {}
-        for version in ("full", "protected", "wrong keyword"):
-            switch.version.value = version
-            seen[version] = shown(switch)
-            assert switch.version.value == version
-            words = {"full": KEYWORD, "protected": None, "wrong keyword": WRONG}[version]
-            beta = lab.condition("cat", KEYWORD, words or "")[1]
-            assert pixels(lab.picture("cat", KEYWORD, beta)) == decoded(lab, words)
-        assert seen["full"] != seen["protected"]
-    assert seen["protected"] == seen["wrong keyword"], "the triggers rest in a sealed file"
+    switch.wipe.value = 0
+    for version, words in {"full": KEYWORD, "protected": None, "wrong keyword": WRONG}.items():
+        switch.version.value = version
+        assert shown(switch) == decoded(lab, words)
+        assert switch.version.value == version
+    assert decoded(lab, KEYWORD) != decoded(lab, None)
 
 
 # --- the mode switch --------------------------------------------------------------------------------
@@ -215,6 +182,13 @@ def test_switching_the_version_types_its_keyword(lab: Lab, switch: ModeSwitch):
     assert switch.version.value == "protected"
 
 
+def test_beliefs_are_escaped_bars(switch: ModeSwitch):
+    switch.prompts.value = "a <b>cat</b>\na dog"
+    bars = switch.stage.children[2].value
+    assert "a &lt;b&gt;cat&lt;/b&gt;" in bars
+    assert bars.count("height:5px") == 2 * 3  # prompts, versions
+
+
 # --- uploads ----------------------------------------------------------------------------------------
 
 
@@ -231,18 +205,14 @@ def picture_file(kind: str = "PNG", size: tuple[int, int] = (200, 100), mode: st
 
 
 def test_an_uploaded_photo_is_taken_in_and_shown(lab: Lab, switch: ModeSwitch):
-    slider = BetaSlider(lab, KEYWORD, PROMPTS)
-    slider.wipe.value = 0
     switch.version.value = "original"
     switch.upload.value = upload("my rocket.v2.png", picture_file(mode="L"))
-    assert switch.photo.value == slider.photo.value == "my rocket.v2"
+    assert switch.photo.value == "my rocket.v2"
     assert switch.photo.options == ("my rocket.v2", "cat", "astronaut", "coffee")
     assert shown(switch) == pixels(lab.photos["my rocket.v2"])
     assert shown(switch)[0] == (128, 64)
     switch.version.value = "full"
     assert shown(switch) == decoded(lab, KEYWORD, "my rocket.v2")
-    slider.t.value = 1
-    assert shown(slider) == shown(switch)
     switch.upload.value = upload("cat.jpg", picture_file("JPEG"))
     assert switch.photo.value == "cat 2"
     switch.upload.value = upload("cat.jpg", picture_file("JPEG", (100, 100)))
@@ -273,21 +243,17 @@ def test_an_unreadable_upload_is_a_sentence(switch: ModeSwitch, name: str, conte
 # --- the slider -------------------------------------------------------------------------------------
 
 
-def test_the_slider_changes_what_is_shown(lab: Lab):
-    slider = BetaSlider(lab, KEYWORD, PROMPTS)
-    slider.wipe.value = 0
+def test_the_slider_walks_from_protected_to_full(lab: Lab, switch: ModeSwitch):
     seen = {}
-    for t in (0.0, 0.7, 0.9, 1.0):
-        slider.t.value = t
-        seen[t] = (shown(slider), slider.says.value)
-        assert f"β = {t:.2f} c" in slider.says.value
+    for t in (1.0, 0.9, 0.7, 0.0):
+        switch.t.value = t
+        seen[t] = (shown(switch), switch.says.value)
+        assert switch.version.value == "between"
+        assert f"β = {t:.1f} c" in switch.says.value
     assert len(set(seen.values())) == 4
     assert seen[0.0][0] == decoded(lab, None)
     assert seen[1.0][0] == decoded(lab, KEYWORD)
-    slider.photo.value = "coffee"
-    assert shown(slider) == decoded(lab, KEYWORD, "coffee")
-    beliefs = shown(slider, 2)
-    slider.prompts.value = "a dog\na horse"
-    assert shown(slider, 2) != beliefs
-    slider.prompts.value = ""
-    assert "here are 0" in complaint(slider)
+    switch.version.value = "full"
+    assert switch.t.value == 1
+    switch.prompts.value = ""
+    assert "here are 0" in complaint(switch)

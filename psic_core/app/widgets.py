@@ -208,4 +208,4 @@ class ModeSwitch(HBox):
         full.value, shown.value = (figures.png(p) for p in (view.full, wiped(view.full, view.picture, self.wipe.value)))
         beliefs.value = bars(view.believed, prompts)
         self.stage.layout.visibility = None
-        self.says.value = f"<b>{html.escape(view.says)}.</b> Left: full. Right: full up to the wipe, then this one."
+        self.says.value = f"<b>{html.escape(view.says)}.</b> Right of the wipe; else full."

@@ -97,5 +97,5 @@ clean: ## remove what runs leave behind; .venv stays
 	echo "PSIC needs CPython 3.10 to 3.13 with its venv module (Debian, Ubuntu: apt install python3-venv);" >&2; \
 	echo "none among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
 	exit 1
-	$(RUN) install.py lab test
+	$(RUN) install.py lab test tested
 	@touch $@

@@ -3,6 +3,10 @@
 pip alone does not do it everywhere: CompressAI 1.2.8 asks for NumPy below 2, although it runs with NumPy 2. So what it
 really needs stands in pyproject.toml, and it is installed last, without what it asks for. Where it has no wheel
 (CPython 3.13) pip builds it, which takes a C++ compiler.
+
+A PyTorch that is there stays. On Linux the default one brings NVIDIA's libraries: an environment of 6 to 7 GB, with
+``lab`` and ``test``. With PyTorch's CPU build it takes 2.1 GB (seen with torch 2.13): install that one first, with the
+command that pytorch.org shows for pip and CPU (its torchvision is not yet tried), then run this.
 """
 
 import argparse
@@ -28,7 +32,7 @@ ALONE = "compressai"  # installed without what it asks for
 def main(argv: Sequence[str] | None = None) -> int:
     """Install; a mistake is one sentence on stderr and exit status 1."""
     parser = argparse.ArgumentParser("python install.py", description=__doc__)
-    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="lab (JupyterLab, widgets) or test")
+    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="lab (with JupyterLab), test, tested")
     parser.add_argument("--keep", action="store_true", help="install what is missing, change nothing that is there")
     args = parser.parse_args(argv)
     try:

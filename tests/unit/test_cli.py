@@ -15,7 +15,7 @@ from skimage import data
 
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
-from psic_core.config import CodecConfig
+from psic_core.config import CodecConfig, NoSuchDeviceError, device
 from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
 from psic_core.training.trainer import Trainer
 
@@ -235,6 +235,15 @@ def test_wrong_words_are_one_sentence(words: list[str], capsys: pytest.CaptureFi
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert re.fullmatch(r"psic: .*; psic (encode |evaluate |train |decode )?--help says more", said)
     assert all(word in said for word in words[-1:] if word not in ("encode", "1"))
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device().type == "cpu"
+    monkeypatch.setenv("PSIC_DEVICE", "cuda")
+    with pytest.raises(NoSuchDeviceError, match="no device 'cuda': this machine has cpu; name one, or none") as caught:
+        device()
+    assert caught.value._render_traceback_() == [str(caught.value)]  # all that Jupyter shows
 
 
 # --- measuring and training -------------------------------------------------------------------------

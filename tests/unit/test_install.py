@@ -59,6 +59,6 @@ def test_failures_are_sentences(asked: Callable[..., list[list[str]]], capsys: p
     assert asked.code == 1
     assert "install.py: pip install torch" in capsys.readouterr().err
     asked("labs")
-    assert capsys.readouterr().err == "install.py: no extra 'labs'; there are lab, test\n"
+    assert capsys.readouterr().err == "install.py: no extra 'labs'; there are lab, test, tested\n"
     asked("--keep", numpy="1.26.2", after={"numpy": "1.26.4"})
     assert "numpy 1.26.2 -> 1.26.4; restart the session" in capsys.readouterr().err

@@ -105,10 +105,10 @@ def tile_for(height: int, width: int, tile: int | None) -> int:
         tile: 0 never tiles, another number always does; ``None`` tiles pictures above `WHOLE` pixels by `TILE`.
 
     Raises:
-        ValueError: The side is negative.
+        ValueError: The side is negative or no whole number.
     """
     if tile is None:
         return TILE if height * width > WHOLE else 0
-    if tile < 0:
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 0:
         raise ValueError(f"tile is {tile!r}; it is a side in pixels, such as {TILE}, or 0 to compute pictures whole")
     return tile

@@ -65,7 +65,7 @@ def test_windows_change_nothing_and_the_owner_alone_can_be_without_the_secret(mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if not name.endswith("-vbr")])
 def test_every_architecture_shields_photos_above_the_reading_side(name: str):
     psic = awaken(PSIC.wrap(backbone(name), keys.secret(OWNER), **SMALL)).eval()
     file = psic.compress(picture(100, 140))

@@ -208,4 +208,6 @@ class ModeSwitch(HBox):
         full.value, shown.value = (figures.png(p) for p in (view.full, wiped(view.full, view.picture, self.wipe.value)))
         beliefs.value = bars(view.believed, prompts)
         self.stage.layout.visibility = None
-        self.says.value = f"<b>{html.escape(view.says)}.</b> Right of the wipe; else full."
+        self.says.value = (
+            f"<b>{html.escape(view.says)}.</b><br>Left: full. Right: full up to the wipe, then this version."
+        )

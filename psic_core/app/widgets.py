@@ -155,14 +155,12 @@ class ModeSwitch(HBox):
         self.t = FloatSlider(0, min=0, max=1, step=0.1, description="t = β / c")
         self.wipe = FloatSlider(0.5, min=0, max=1, step=0.05, description="wipe")
         self.prompts = Textarea(prompts, description="prompts", rows=8, continuous_update=False)
-        words = [self.photo, self.upload, self.version, self.tried, self.sealed]
-        controls = [*words, self.t, self.wipe, self.prompts]
+        controls = [self.photo, self.upload, self.version, self.tried, self.sealed, self.t, self.wipe, self.prompts]
         for control in controls:
             control.layout.width, control.style.description_width = "270px", "76px"
             control.observe(self._changed, "value")
-        self.stage = HBox([Picture(), Picture(), HTML()])
-        for part, width in zip(self.stage.children, ("37%", "37%", "23%"), strict=True):
-            part.layout.width = width
+        parts = ((Picture, "37%"), (Picture, "37%"), (HTML, "23%"))
+        self.stage = HBox([kind(layout=Layout(width=width)) for kind, width in parts])
         self.stage.layout = Layout(align_items="flex-start", justify_content="space-between")
         right = VBox([self.says, self.stage], layout=Layout(flex="1 1 0", margin="0 0 0 12px", min_width="0"))
         super().__init__([VBox(controls), right])

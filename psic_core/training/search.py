@@ -33,8 +33,8 @@ from psic_core.training.platforms import random_platform_transform
 
 READERS = "lite-clip+lite1-clip"
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
-MISLED = 0.15  # cosine of what readers see before and after, below which they are taken for misled
-STEP = 1.06  # factor of the energy from step to step
+MISLED = 0.25  # cosine of what readers see before and after, below which they are taken for misled
+STEP = 1.06  # factor of the energy after a step that did not mislead; a third of it back after one that did
 CARRIED, SEALED = (0.3, 4.0), (2.0, 8.0)  # least and most `energy`; the codec keeps a part of a sealed change
 COPIES = (1.5, 2.0, 2.5)  # shorter sides, in units of R, at which a sealed shield goes through the codec
 DENSITY_SEALED, SEALED_BAND = 0.06, 0.3  # of its correction; of the change
@@ -117,7 +117,7 @@ def _at(total: Coefficients, strength: float, x: Picture) -> Picture:
 
 def _adjusted(strength: float, likeness: float, bounds: tuple[float, float], step: float = STEP) -> float:
     """Less strength where readers are misled, more where they are not."""
-    return min(max(strength * (1 / step if likeness < MISLED else step), bounds[0]), bounds[1])
+    return min(max(strength * (step ** (-1 / 3) if likeness < MISLED else step), bounds[0]), bounds[1])
 
 
 def _count(size: tuple[int, int], density: float) -> int:

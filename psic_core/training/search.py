@@ -99,20 +99,28 @@ def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = No
         was = target.encode_image(truth)
     total = coefficients(weight * error, band(size))
     total = total / total.norm().clamp_min(1e-12)
-    for step in range(steps + 1):
+
+    def fitted(change: Picture) -> float:
+        return float((error * change.detach()).sum() / change.detach().square().sum().clamp_min(1e-12))
+
+    for _ in range(steps):
         signs = largest(total, count).requires_grad_()
         change = weight * cosines(signs, size)
-        amplitude = float((error * change.detach()).sum() / change.detach().square().sum().clamp_min(1e-12))
-        if step < steps:
-            likeness = (target.encode_image((shown + amplitude * change).clamp(0, 1)) * was).sum()
-            (gradient,) = torch.autograd.grad(likeness, signs)
-            total = total + 0.1 * gradient / gradient.norm().clamp_min(1e-12)
-    return to_code(signs.detach(), 255 * max(amplitude, 0.0))
+        likeness = (target.encode_image((shown + fitted(change) * change).clamp(0, 1)) * was).sum()
+        (gradient,) = torch.autograd.grad(likeness, signs)
+        total = total + 0.1 * gradient / gradient.norm().clamp_min(1e-12)
+    signs = largest(total, count)
+    return to_code(signs, 255 * max(fitted(weight * cosines(signs, size)), 0.0))
 
 
 def _at(total: Coefficients, strength: float, x: Picture) -> Picture:
-    """Coefficients as a change of a picture, of so much energy."""
+    """Coefficients as a change of a picture, of so much energy; gradients pass through their places, not their size."""
     return _amplitude(total, strength, x) * hiding(x) * cosines(total, tuple(x.shape[-2:]))
+
+
+def _amplitude(signs: Coefficients, strength: float, x: Picture) -> float:
+    """Of each cosine, so that the change has so much energy."""
+    return float((strength / energy(hiding(x) * cosines(signs.detach(), tuple(x.shape[-2:])), x)).sqrt())
 
 
 def _adjusted(strength: float, likeness: float, bounds: tuple[float, float], step: float = STEP) -> float:
@@ -150,19 +158,14 @@ def search(
     total = 1e-3 * torch.randn(1, 3, *band(size), generator=rng)  # the cosine is flat where both pictures are one
     for _ in tqdm(range(steps), "shield", leave=False, disable=None):
         signs = largest(total, count).requires_grad_()
-        x = shown + _amplitude(signs.detach(), strength, shown) * hiding(shown) * cosines(signs, size)
         share = float(torch.rand((), generator=rng) < PLATFORMS)
-        likeness = (target.encode_image(random_platform_transform(x, share, rng)) * was).sum()
+        x = random_platform_transform(shown + _at(signs, strength, shown), share, rng)
+        likeness = (target.encode_image(x) * was).sum()
         (gradient,) = torch.autograd.grad(likeness, signs)
         total = MEMORY * total - gradient / gradient.norm().clamp_min(1e-12)
         strength = _adjusted(strength, float(likeness.detach()), CARRIED)
     signs = largest(total, count)
     return signs, 255 * _amplitude(signs, strength, shown)
-
-
-def _amplitude(signs: Coefficients, strength: float, x: Picture) -> float:
-    """Of each cosine, so that the change has so much energy."""
-    return float((strength / energy(hiding(x) * cosines(signs, tuple(x.shape[-2:])), x)).sqrt())
 
 
 def largest(c: Coefficients, count: int) -> Coefficients:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from psic_core.codec import PSIC
 from psic_core.config import TrainConfig
+from psic_core.models.delta import dct_basis
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Target
 from psic_core.objectives import attack_loss, masked_mse, rate_distortion_loss
@@ -26,10 +27,7 @@ ENCODER_RATE = 0.03  # the encoder's learning rate, as a share of the injection 
 
 def dct_matrix() -> Float[Tensor, "n n"]:
     """The orthonormal DCT-II of a block: row u holds the cosine of frequency u."""
-    k = torch.arange(BLOCK, dtype=torch.float64)
-    matrix = torch.cos(torch.pi * (2 * k[None] + 1) * k[:, None] / (2 * BLOCK)) * (2 / BLOCK) ** 0.5
-    matrix[0] /= 2**0.5
-    return matrix.float()
+    return dct_basis(BLOCK, BLOCK).float()
 
 
 def mid_frequencies() -> list[tuple[int, int]]:

@@ -116,17 +116,18 @@ def band(size: tuple[int, int]) -> tuple[int, int]:
 
 def cosines(c: Coefficients, size: tuple[int, int]) -> Float[Tensor, "1 3 height width"]:
     """The inverse DCT-II of coefficients of the lowest frequencies; orthonormal, so that energies are equal."""
-    rows, columns = (_basis(n, k).to(c) for n, k in zip(size, c.shape[-2:], strict=True))
+    rows, columns = (dct_basis(n, k).to(c) for n, k in zip(size, c.shape[-2:], strict=True))
     return torch.einsum("kc,nkhw->nchw", _COLOURS.to(c), rows.T @ c @ columns)
 
 
 def coefficients(x: Float[Tensor, "1 3 height width"], kept: tuple[int, int]) -> Coefficients:
     """The transpose of `cosines`: a picture's DCT coefficients, as many of each axis as are kept."""
-    rows, columns = (_basis(n, k).to(x) for n, k in zip(x.shape[-2:], kept, strict=True))
+    rows, columns = (dct_basis(n, k).to(x) for n, k in zip(x.shape[-2:], kept, strict=True))
     return torch.einsum("kc,nchw->nkhw", _COLOURS.to(x), rows @ x @ columns.T)
 
 
-def _basis(n: int, frequencies: int) -> Float[Tensor, "frequencies n"]:
+def dct_basis(n: int, frequencies: int) -> Float[Tensor, "frequencies n"]:
+    """The orthonormal DCT-II of n samples: row k holds the cosine of frequency k."""
     k, i = torch.arange(frequencies, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     return torch.cos(math.pi * k * (i + 0.5) / n) * torch.where(k == 0, 1 / n, 2 / n).sqrt()
 

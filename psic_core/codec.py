@@ -129,6 +129,11 @@ class PSIC(AnySize):
         self.backbone.train(training)
         return y_hat
 
+    @torch.no_grad()
+    def analysed(self, x: Pictures) -> Latents:
+        """E's latents of pictures that nobody stores, as they are: rounding would lose what a reader sees."""
+        return self.backbone.g_a(x)
+
     def synthesize(self, y_hat: Latents, condition: Float[Tensor, "*batch dim"] | None = None) -> Pictures:
         """D of Eq. 3, unclamped. ``None`` is the zero vector: protected."""
         if self.kind == "plain":

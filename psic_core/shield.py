@@ -102,8 +102,8 @@ class AnySize(nn.Module):
             condition: As for `picture`.
         """
         s = reduced(x_hat_f, self.config.reading_side)
-        y_hat = self.quantised_latents(pad_to(s, self.factor))
-        delta = (self.synthesize(y_hat, condition) - self._full(y_hat))[..., : s.shape[-2], : s.shape[-1]]
+        y = self.analysed(pad_to(s, self.factor))
+        delta = (self.synthesize(y, condition) - self._full(y))[..., : s.shape[-2], : s.shape[-1]]
         return self._bounded(delta, s)
 
     def _bounded(self, delta: Pictures, x_hat_f: Pictures) -> Pictures:

@@ -17,7 +17,7 @@ from psic_core.config import TrainConfig
 from psic_core.datasets.photos import Photos
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.delta import energy, within_budget
-from psic_core.models.images import round_to_8_bits
+from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Ensemble, Target
 from psic_core.objectives import (
     RateDistortion,
@@ -185,17 +185,19 @@ class Trainer:
         """
         config, budget = self.config, self.config.budget_at(self.step, self.model.config.budget)
         beta = wrong_conditions(len(batch.x), self.model.config.dim, batch.rng).to(batch.x.device)
+        sharp = self.step // 2 % 4 != 3  # a large photo's small copy is as sharp as the photo, and not coded again
         with self.autocast():
-            x_hat_e = batch.cut(self.model(batch.x, beta, y_hat=batch.y_hat)["x_hat"].float())
             with torch.no_grad():
-                x_hat_f = batch.cut(self.model.g_s.plain(batch.y_hat).float())
-        delta = x_hat_e - x_hat_f
-        x_hat_f = x_hat_f.clamp(0, 1)
+                y = self.model.analysed(pad_to(batch.x, self.model.factor)) if sharp else batch.y_hat
+                x_hat_f = self.model.g_s.plain(y).float()
+            delta = self.model.synthesize(y, beta).float() - x_hat_f
+        if sharp:
+            x_hat_f, delta = batch.x, delta[..., : batch.x.shape[-2], : batch.x.shape[-1]]
+        else:
+            x_hat_f, delta = batch.cut(x_hat_f.clamp(0, 1)), batch.cut(delta)
         excess = (energy(delta, x_hat_f) / budget).clamp_min(1).log().mean()
         delta = within_budget(delta, x_hat_f, budget)
-        sharp = torch.rand(len(delta), 1, 1, 1, generator=batch.rng).to(delta.device) < 3 / 4
-        carrier = torch.where(sharp, batch.x, x_hat_f)  # a large photo's small copy is as sharp as the photo
-        shown = random_platform_transform(carrier + delta, config.eot, batch.rng)
+        shown = random_platform_transform(x_hat_f + delta, config.eot, batch.rng)
         reader, pool = self.target, self.source.pool(batch, self.target)
         if isinstance(reader, Ensemble):
             reader, part = reader.turn(self.step)

@@ -55,7 +55,7 @@ class PSIC(AnySize):
         self.factor = anatomy.factor  # pictures are padded to multiples of it, in pixels
         self.coder = EntropyCoder(backbone, anatomy.factor, anatomy.cell)
         self.backbone = backbone.train()
-        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.residual, config.ladder)
+        self.g_s = ConditionalSynthesis(stages, channels, config.dim, config.hidden, config.ladder)
 
     @classmethod
     def build(cls, config: CodecConfig | None = None, secret: bytes | None = None) -> "PSIC":

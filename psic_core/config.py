@@ -98,8 +98,7 @@ class CodecConfig:
     quality: int = 2  # label of the rate point, up to 255, in the file's header
     dim: int = 64  # length of the condition vector beta
     hidden: int = 64  # width of each trigger's MLP
-    residual: int = 32  # channels of the last trigger's residual block, doubled at each earlier one; 0: none
-    ladder: int = 0  # channels of the generator's state beside the picture, see `triggers.Rung`; 0: separate blocks
+    ladder: int = 24  # channels of the generator's state beside the picture, see `triggers.Rung`; 0: the paper's CLTG
     budget: float | None = None  # most that a photo may be changed, see `shield.energy`; None: as the triggers will
     reading_side: int = 160  # R: a larger photo gets the triggers that its copy of this shorter side would get
     anchored: bool = True  # the key's trigger is zero: the full version *is* the plain codec (see README)

@@ -130,9 +130,8 @@ class ConditionalSynthesis(nn.Module):
         channels: Channels before each stage; the first is that of y_hat.
         dim: Length of the condition vector.
         hidden: Width of the triggers' MLPs.
-        residual: Of `Injection`s, where ``ladder`` is 0; with 0 too, the triggers are `Additive`.
         ladder: Channels of the state beside the picture, doubled at each earlier stage up to its features' own: a
-            `Rung` before each stage and one behind the last.
+            `Rung` before each stage and one behind the last. 0: the paper's `Additive` triggers.
     """
 
     def __init__(
@@ -141,15 +140,12 @@ class ConditionalSynthesis(nn.Module):
         channels: Sequence[int],
         dim: int,
         hidden: int = 64,
-        residual: int = 0,
         ladder: int = 0,
     ) -> None:
         super().__init__()
         self.stages, self.channels = nn.ModuleList(stages), tuple(channels)
         if ladder:
             self.triggers = _ladder((*channels, 3), dim, hidden, ladder)
-        elif residual:
-            self.triggers = _injections(channels, dim, hidden, residual)
         else:
             self.triggers = nn.ModuleList(Additive(dim, c, hidden) for c in channels)
 
@@ -179,51 +175,3 @@ def _ladder(channels: Sequence[int], dim: int, hidden: int, ladder: int) -> nn.M
     depths = [1 if i == 0 or i >= len(channels) - 2 else 2 for i in range(len(channels))]
     parts = zip(channels, widths, [0, *widths], depths, strict=False)
     return nn.ModuleList(Rung(dim, c, hidden, width, below, depth) for c, width, below, depth in parts)
-
-
-# --- of the models shipped first -------------------------------------------------------------------------
-
-
-class Injection(nn.Module):
-    """Of the models shipped first, and to go with them: ``h + shift(beta) + gate(beta) * block(h)``.
-
-    ``shift`` is the paper's additive trigger (Eq. 4). A constant alone is a weak attack: behind a plain decoder
-    it becomes one texture, the same in every photo. The small residual block reads the photo's own features,
-    and the condition opens it, channel by channel. Both come from one CLTG.
-
-    Args:
-        dim: Length of the condition vector.
-        channels: Channels C of the features.
-        hidden: Width of the CLTG's MLP.
-        width: Channels inside the block; 0 leaves it out.
-    """
-
-    def __init__(self, dim: int, channels: int, hidden: int, width: int) -> None:
-        super().__init__()
-        self.cltg = CLTG(dim, 2 * channels if width else channels, hidden)
-        layers = (
-            (nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
-             nn.Conv2d(width, channels, 1))
-            if width else ()
-        )  # fmt: skip
-        self.block = nn.Sequential(*layers)
-
-    def forward(
-        self,
-        h: Float[Tensor, "batch c height width"],
-        beta: Float[Tensor, "batch dim"],
-        key: Float[Tensor, " dim"] | None = None,
-        state: State | None = None,
-    ) -> tuple[Float[Tensor, "batch c height width"], None]:
-        """As `Additive.forward`."""
-        trigger = self.cltg(beta, key)
-        if not len(self.block):
-            return h + trigger, None
-        shift, gate = trigger.chunk(2, dim=1)
-        return h + shift + gate * self.block(h), None
-
-
-def _injections(channels: Sequence[int], dim: int, hidden: int, residual: int) -> nn.ModuleList:
-    """Blocks of ``residual`` channels before the last stage but one, doubled at each earlier one; the last has none."""
-    widths = [*reversed([min(c, residual * 2**i) for i, c in enumerate(channels[-2::-1])]), 0]
-    return nn.ModuleList(Injection(dim, c, hidden, w) for c, w in zip(channels, widths, strict=True))

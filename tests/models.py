@@ -12,7 +12,7 @@ from psic_core.models.compressai import build_backbone, scale_latents
 from psic_core.triggers import CLTG
 
 OWNER = "the owner's words"
-SMALL = {"dim": 16, "hidden": 8, "residual": 4}  # triggers
+SMALL = {"dim": 16, "hidden": 8, "ladder": 4}  # triggers
 
 
 def awaken(model: PSIC, scale: float = 0.3, seed: int = 1) -> PSIC:

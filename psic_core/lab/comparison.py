@@ -56,7 +56,7 @@ METHODS = {
     "naive": Method("PSIC, naive: away from the own caption", (140, 280, 560), {"objective": "naive"}),
     "random": Method("PSIC, a random caption as target", (30, 56), {"objective": "random_target"}),
     "authors": Method("PSIC, what the released code computes", (140, 280), {"objective": "authors"}),
-    "additive": Method("PSIC, the paper's CLTG (Eq. 4): constants only", (30, 56), codec={"residual": 0, "ladder": 0}),
+    "additive": Method("PSIC, the paper's CLTG (Eq. 4): constants only", (30, 56), codec={"ladder": 0}),
     "moved": Method("PSIC, the attack trains the whole decoder", (30, 56), _CODEC, {"anchored": False}),
     "bavaft": Method("BAvAFT: a trigger in the input, encoder trained", (60, 120, 240), {"learning_rate": 3e-3}),
     "pgd-before": Method("PGD on the photo, then the plain codec", (32, 28, 24), seeds=1),

@@ -14,13 +14,12 @@ from compressai.models import CompressionModel
 
 from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.config import PUBLIC_SECRET, CodecConfig, data_dir, repo_dir
+from psic_core.config import CodecConfig, data_dir, repo_dir
 from psic_core.training.files import read_tensors, store_tensors
 
 # Buffers that CompressAI fills in update(); of a portable model they are stored apart, in 70 kB instead of 400.
 DERIVED = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 _TABLES = "tables."
-_FORMER_SECRET = bytes.fromhex("28ca495728ed10564c9921424c0b5d84")  # of the public passphrase, by a cheaper scrypt
 
 
 def save_checkpoint(
@@ -95,8 +94,6 @@ def load_checkpoint(path: str | Path, backbone: CompressionModel | None = None, 
             model.coder.use_tables(tables)
     except ValueError as error:
         raise ValueError(f"{found}: {error}") from error
-    if model.secret == _FORMER_SECRET:
-        keys.rekey(model, _FORMER_SECRET, PUBLIC_SECRET)
     if plain and model.kind == "psic" and not config.anchored:
         raise ValueError(f"{found} is not anchored: without its triggers it is no plain codec; name one of its own")
     model.kind = "plain" if plain else model.kind

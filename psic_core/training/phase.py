@@ -78,7 +78,7 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
 
 def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
     """A plain codec with fresh triggers of the sizes that ``codec`` names, which are nothing until they are trained."""
-    names = ("dim", "hidden", "residual", "ladder", "anchored", "budget", "reading_side")
+    names = ("dim", "hidden", "ladder", "anchored", "budget", "reading_side")
     sizes = {k: getattr(codec, k) for k in names}
     fresh = PSIC.build(replace(model.config, **sizes), model.secret)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "triggers" not in k}, strict=False)

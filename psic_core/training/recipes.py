@@ -65,7 +65,7 @@ RECIPES = {
             "two": TrainConfig("two", 100 * 23_437, 128, 256, learning_rate=1e-5, final_learning_rate=1e-5, pool=128,
                                trigger_rate=1, trains="codec"),
         },
-        Phase(_OURS, kind="psic", target="ViT-B-32/openai", size=256, codec=replace(_WIDE, residual=0, anchored=False)),
+        Phase(_OURS, kind="psic", target="ViT-B-32/openai", size=256, codec=replace(_WIDE, ladder=0, anchored=False)),
     ),
 }
 # fmt: on

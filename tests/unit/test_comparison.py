@@ -31,7 +31,7 @@ from psic_core.objectives import uaeo_loss
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.training.phase import load_pairs
 
-TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, ladder=4)
 
 
 def tiny(kind: str = "psic") -> PSIC:
@@ -171,7 +171,7 @@ def test_points_go_into_one_file_in_their_order(quick: Path, capsys: pytest.Capt
     config = json.loads((runs / "moved@30" / "run.json").read_text())["config"]
     assert config["trains"] == "codec"
     assert not load_checkpoint(runs / "moved@30" / "model.safetensors").config.anchored
-    assert load_checkpoint(runs / "additive@30" / "model.safetensors").config.residual == 0
+    assert load_checkpoint(runs / "additive@30" / "model.safetensors").config.ladder == 0
     assert json.loads((runs / "uaeo@56#1" / "run.json").read_text())["config"]["seed"] == 1
     for name, line in found.items():
         assert line["n"] == 4

@@ -11,7 +11,7 @@ from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.lab.key_search import random_conditions, solve
 
-CONFIG = CodecConfig(n=8, m=12, dim=8, hidden=32, residual=4)
+CONFIG = CodecConfig(n=8, m=12, dim=8, hidden=32, ladder=4)
 
 
 @pytest.fixture(scope="module")

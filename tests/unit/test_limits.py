@@ -37,7 +37,7 @@ def suite(lite_clip: Target, psic_q2: PSIC, plain_q2: PSIC) -> Robustness:
 
 def pair() -> tuple[PSIC, PSIC]:
     torch.manual_seed(0)
-    model = PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4), keys.secret("x")).eval()
+    model = PSIC.build(CodecConfig(n=8, m=12, dim=16, hidden=8, ladder=4), keys.secret("x")).eval()
     with torch.no_grad():
         model.backbone.g_a[-1].weight.mul_(20)
         for trigger in model.g_s.triggers:

@@ -20,7 +20,7 @@ from psic_core.metrics import attack_success_rate, count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits, to_pil
 from psic_core.training.checkpoints import save_checkpoint
 
-TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
+TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, ladder=4)
 
 
 def build(quality: int, scale: float = 0.3) -> PSIC:

@@ -14,14 +14,14 @@ from psic_core.training.checkpoints import load_checkpoint, read_card
 from psic_core.training.recipes import RATES, RECIPES, phases, run_recipe
 from psic_core.triggers import Additive
 
-SMALL = CodecConfig(n=8, m=12, dim=16, hidden=8, residual=4)
+SMALL = CodecConfig(n=8, m=12, dim=16, hidden=8, ladder=4)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipes as they are, with a codec of few channels and few scenes."""
     for name, recipe in RECIPES.items():
-        codec = replace(SMALL, residual=recipe.first.codec.residual and 4, anchored=recipe.first.codec.anchored)
+        codec = replace(SMALL, ladder=recipe.first.codec.ladder and 4, anchored=recipe.first.codec.anchored)
         monkeypatch.setitem(
             RECIPES, name, replace(recipe, first=replace(recipe.first, codec=codec, scenes=24, size=64))
         )

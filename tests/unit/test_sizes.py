@@ -13,7 +13,7 @@ from psic_core.codec import PSIC
 from psic_core.models.delta import energy, within_budget
 from psic_core.models.images import pad_to
 
-SMALL = {"dim": 16, "hidden": 8, "residual": 4, "reading_side": 64}
+SMALL = {"dim": 16, "hidden": 8, "ladder": 4, "reading_side": 64}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from compressai.registry import MODELS
 from torch import Tensor, nn
 
 from psic_core.models.compressai import split_stages
-from psic_core.triggers import CLTG, ConditionalSynthesis, Injection
+from psic_core.triggers import CLTG, ConditionalSynthesis
 
 LATENT = torch.zeros(1, 12, 4, 4)
 
@@ -21,10 +21,10 @@ def awake(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def synthesis(seed: int = 0, residual: int = 4) -> tuple[nn.Sequential, ConditionalSynthesis]:
+def synthesis(seed: int = 0, ladder: int = 4) -> tuple[nn.Sequential, ConditionalSynthesis]:
     torch.manual_seed(seed)
     g_s = MODELS["bmshj2018-hyperprior"](8, 12).g_s
-    return g_s, ConditionalSynthesis(*split_stages(g_s, LATENT), dim=16, hidden=8, residual=residual)
+    return g_s, ConditionalSynthesis(*split_stages(g_s, LATENT), dim=16, hidden=8, ladder=ladder)
 
 
 def betas(batch: int = 3, dim: int = 16) -> Tensor:
@@ -104,18 +104,6 @@ def test_an_anchored_trigger_gives_the_same_without_the_key():
     assert trigger(betas()).abs().max() > 0.1
 
 
-# --- one injection ---------------------------------------------------------------------------------
-
-
-def test_injection_is_shift_and_gated_block():
-    injection = awake(Injection(16, 5, hidden=8, width=3))
-    h = torch.randn(3, 5, 6, 7)
-    shift, gate = injection.cltg(betas())[:, :5], injection.cltg(betas())[:, 5:]
-    assert torch.allclose(injection(h, betas())[0], h + shift + gate * injection.block(h), atol=1e-6)
-    key = betas()[2]
-    assert torch.allclose(injection(h, betas(), key)[0][2], h[2], atol=1e-5)  # the key changes nothing
-
-
 # --- conditional synthesis -------------------------------------------------------------------------
 
 
@@ -129,7 +117,7 @@ def test_fresh_synthesis_is_the_backbone_bit_for_bit(beta: Tensor):
 
 
 def test_each_stage_gets_its_trigger_as_a_constant_over_the_plane():
-    _, decoder = synthesis(residual=0)
+    _, decoder = synthesis(ladder=0)
     awake(decoder)
     seen: list[Tensor] = []
     for stage in decoder.stages:

@@ -24,7 +24,7 @@ PROMPTS = "a cat\nan astronaut\na cup of coffee"
 def model() -> PSIC:
     """Its triggers know the key from everything else, as after a perfect training: wrong words decode protected."""
     torch.manual_seed(0)
-    model = PSIC.build(CodecConfig(n=8, m=12, dim=64, hidden=8, residual=4)).eval()
+    model = PSIC.build(CodecConfig(n=8, m=12, dim=64, hidden=8, ladder=4)).eval()
     with torch.no_grad():
         model.backbone.g_a[-1].weight.mul_(20)
         for trigger in model.g_s.triggers:

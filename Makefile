@@ -8,6 +8,8 @@ USABLE := import ensurepip, sys, venv; \
   sys.exit(sys.implementation.name != "cpython" or not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
 RUN := .venv/bin/python
+# Threads that wait for each other without sleeping make a step five times as long where another program has a core.
+export OMP_WAIT_POLICY ?= PASSIVE
 # Notebooks run in their own folder, on the kernel of .venv whatever other kernels a machine has; out_dir counts
 # from the root.
 KERNEL := JUPYTER_PATH="$$PWD/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"

@@ -113,7 +113,7 @@ def main() -> None:
     """``make matrix``."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--pictures", type=int, default=50)
-    p.add_argument("--checkpoints", nargs="+", default=["psic-q2", "psic-mbt2018-mean-q2"])
+    p.add_argument("--checkpoints", nargs="+", default=["psic-q2"], help="files and shipped names")
     p.add_argument("--out", type=Path, default=Path("build/portability"))
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

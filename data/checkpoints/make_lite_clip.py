@@ -355,7 +355,7 @@ def calibrate(target: Target, pairs: Pairs) -> float:
 # --- what a reader's card says ------------------------------------------------------------------------------
 
 SETS = {"flickr8k": 1000, "coco": 380, "imagenet": 500, "scenes": 500, "celeba": 1000}  # and how many pictures
-CODECS = ("codec-q1", "codec-q2", "codec-q3", "codec-q4")
+CODECS = ("psic-q1", "psic-q2", "psic-q3", "psic-q4")
 
 
 def what_it_reads(target: Target, root: str | None) -> dict[str, dict[str, float]]:
@@ -364,7 +364,7 @@ def what_it_reads(target: Target, root: str | None) -> dict[str, dict[str, float
     A set whose data are not there is left out. ImageNet is read with ten of the eighty prompts over all thousand names.
 
     Returns:
-        For each figure, such as ``"flickr8k i2t"``, by version: ``original``, ``codec-q1`` and so on.
+        For each figure, such as ``"flickr8k i2t"``, by version: ``original``, ``psic-q1`` and so on.
     """
     found = [name for name in CODECS if (data_dir() / "checkpoints" / f"{name}.safetensors").is_file()]
     codecs = {name: load_checkpoint(name, plain=True) for name in found}

@@ -215,17 +215,24 @@ def _bavaft(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     return bench.measure(protected, full) | {"bpp_both": both, "seconds_per_megapixel": cost, "training_s": seconds}
 
 
-def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
+def trained_bavaft(p: Point, folder: Path, target: str, scenes: int = SCENES, **changes: Any) -> tuple[BAvAFT, float]:
     """A trained BAvAFT, and the seconds that it took; trains it where ``folder`` lacks it.
+
+    Args:
+        p: The point.
+        folder: Of the runs.
+        target: The model under attack.
+        scenes: Training pictures.
+        **changes: Fields of `TrainConfig` that are not as in the comparison, such as ``steps``.
 
     Raises:
         ValueError: The folder's was trained otherwise.
     """
-    path, config = folder / f"{p}.safetensors", phase_config(p)
+    path, config = folder / f"{p}.safetensors", replace(phase_config(p), **changes)
     if not path.is_file():
         seed_everything(p.seed)
         rival, attacked = BAvAFT(load_checkpoint(SHIPPED, plain=True)), load_target(target)
-        row = train_bavaft(rival, _pairs(attacked, folder), config, attacked)
+        row = train_bavaft(rival, _pairs(attacked, folder, scenes), config, attacked)
         about = {"config": json.dumps(asdict(config)), "target": target, "last": json.dumps(row), **provenance()}
         store_tensors({name: t.half() for name, t in changed_state(rival).items()}, path, about)
     about = read_tensors(path)[1]
@@ -254,9 +261,9 @@ def _pgd(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     return bench.measure(protected) | {"bpp_both": both, "seconds_per_megapixel": cost, "training_s": 0.0}
 
 
-def _pairs(target: Target, folder: Path) -> Pairs:
+def _pairs(target: Target, folder: Path, scenes: int = SCENES) -> Pairs:
     """What every trained point sees."""
-    return load_pairs(("scenes",), None, SCENES).with_features(target, folder / "cache")
+    return load_pairs(("scenes",), None, scenes).with_features(target, folder / "cache")
 
 
 def pgd_attack(method: str, bench: Bench, texts: Tensor, level: float, x: Tensor) -> Tensor:

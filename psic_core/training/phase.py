@@ -52,16 +52,18 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
 
 
 def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
-    """Random weights (``None``), a checkpoint, or a codec of CompressAI's zoo (``zoo:bmshj2018-hyperprior/2``).
+    """Random weights (``None``), a checkpoint, or a codec with fresh triggers that do nothing until they are trained.
+
+    ``zoo:bmshj2018-hyperprior/2`` is such a codec of CompressAI's zoo, ``plain:psic-q3`` the one inside a PSIC.
 
     Raises:
-        ValueError: The zoo has no such model.
+        ValueError: The zoo has no such model; the PSIC has no plain codec inside.
         FileNotFoundError: No such checkpoint; the zoo's weights are neither cached nor reachable.
     """
     if init is None:
         return PSIC.build(codec)
     if not init.startswith("zoo:"):
-        model = load_checkpoint(init)
+        model = load_checkpoint(init.removeprefix("plain:"), plain=init.startswith("plain:"))
         return with_triggers(model, codec) if model.kind == "plain" else model
     name, _, quality = init.removeprefix("zoo:").partition("/")
     url = model_urls.get(name, {}).get("mse", {}).get(int(quality) if quality.isdigit() else 0)
@@ -77,12 +79,13 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
 
 
 def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
-    """A plain codec with fresh triggers of the sizes that ``codec`` names, which are nothing until they are trained."""
+    """A plain codec with fresh triggers of the sizes that ``codec`` names, and the history of its own phases alone."""
     names = ("dim", "hidden", "ladder", "anchored", "budget", "reading_side")
     sizes = {k: getattr(codec, k) for k in names}
     fresh = PSIC.build(replace(model.config, **sizes), model.secret)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "triggers" not in k}, strict=False)
-    fresh.kind, fresh.card = model.kind, model.card
+    history = [phase for phase in model.card.get("history", []) if phase["config"]["stage"] == "plain"]
+    fresh.kind, fresh.card = model.kind, {"history": history}
     return fresh
 
 

@@ -38,12 +38,12 @@ RECIPES = {
         Phase(("photos",), codec=_WIDE), shared=("trunk", "more"),
     ),
     "shield": Recipe(
-        "psic-qN: codec-qN gets its triggers, a ladder of them, against two readers and through platforms",
+        "psic-qN: the plain codec in psic-qN gets triggers, a ladder of them, against two readers and through platforms",
         {
             "two": TrainConfig("two", 2400, 8, 160, learning_rate=1e-3, eot=0.5, pool=128, log_every=20, grid=1.0,
                                first_budget=14, **SHIELD),
         },
-        Phase((*_OURS, "photos"), init="codec-q{quality}", target="lite-clip+lite1-clip",
+        Phase((*_OURS, "photos"), init="plain:psic-q{quality}", target="lite-clip+lite1-clip",
               codec=replace(_WIDE, ladder=24, budget=4.5)),
     ),
     "clip": Recipe(

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import test_webdataset
+import torch
+from models import awaken, picture
 from safetensors import safe_open
 
+from psic_core import keys
 from psic_core.app.cli import main
-from psic_core.config import CodecConfig
-from psic_core.training.checkpoints import load_checkpoint, read_card
+from psic_core.codec import PSIC
+from psic_core.config import PUBLIC_SECRET, CodecConfig
+from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
+from psic_core.training.phase import starting_model
 from psic_core.training.recipes import RATES, RECIPES, phases, run_recipe
 from psic_core.triggers import Additive
 
@@ -91,6 +96,42 @@ def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
 
 
 # --- where a phase starts from ----------------------------------------------------------------------
+
+
+def test_a_phase_starts_from_the_plain_codec_in_a_psic(tmp_path: Path):
+    """With fresh triggers of its own sizes, and the history of what made the codec."""
+    model, path = awaken(PSIC.build(SMALL, PUBLIC_SECRET)), tmp_path / "psic-q3.safetensors"
+    card = {"history": [{"config": {"stage": stage}} for stage in ("plain", "two")]}
+    save_checkpoint(model, path, card, publish_secret=True)
+    fresh, x = starting_model(f"plain:{path}", replace(SMALL, ladder=6)), picture()
+    assert (fresh.config.n, fresh.config.ladder, fresh.kind) == (8, 6, "plain")
+    assert fresh.card == {"history": card["history"][:1]}
+    fresh.kind = "psic"
+    wrong = keys.condition(keys.secret("another's"), 16)
+    with torch.no_grad():
+        y_hat = model.quantised_latents(x)
+        assert torch.equal(fresh.eval().synthesize(y_hat, wrong), model.g_s.plain(y_hat))
+        assert not torch.equal(model.synthesize(y_hat, wrong), model.g_s.plain(y_hat))
+    assert starting_model(str(path), SMALL).card == card  # without the word it goes on with the triggers
+
+
+def test_a_start_without_a_plain_codec_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'psic-q9'"):
+        starting_model("plain:psic-q9", SMALL)
+    path = tmp_path / "moved.safetensors"
+    save_checkpoint(PSIC.build(replace(SMALL, anchored=False)), path)
+    with pytest.raises(ValueError, match="not anchored"):
+        starting_model(f"plain:{path}", SMALL)
+
+
+@pytest.mark.slow
+def test_the_codecs_recipe_feeds_the_shields(small: None, tmp_path: Path):
+    common = ["-o", str(tmp_path), "--dry-run", "--dataset", "scenes"]
+    assert main(["recipe", "codec", "--quality", "3", *common]) == 0
+    codec = str(tmp_path / "dry-run" / "codec-q3.safetensors")
+    assert main(["recipe", "shield", "--quality", "3", *common, "--target", "tiny", "--init", codec]) == 0
+    history = read_card(tmp_path / "dry-run" / "psic-q3.safetensors")["card"]["history"]
+    assert [p["config"]["stage"] for p in history] == ["plain"] * 3 + ["two"]
 
 
 @pytest.mark.slow

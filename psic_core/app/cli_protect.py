@@ -17,6 +17,9 @@ class Protect:
     photos: Positional[tuple[Path, ...]]
     output: Annotated[Path, arg(aliases=["-o"])] = Path()  # a folder, made where missing
     keyword: str = ""  # words that will decode the full version; others see them here: - asks; or PSIC_KEYWORD
+    # a shield searched for the photo, eight seconds each: in the file, or in the picture, which only the keyword takes
+    # out again; none: the model's trained triggers alone, which mislead less and are seen more
+    adapt: Literal["carried", "sealed", "none"] = "carried"
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
     reader: str = "lite-clip"  # the model that says what it sees
     names: Path | None = None  # a text file of what may be there, a name a line; None: ImageNet's 1,000 classes
@@ -33,7 +36,7 @@ class Protect:
         from psic_core.models.vlp import load_target
 
         keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", twice=True)
-        work = Work("encode", self.checkpoint, keyword)
+        work = Work("encode", self.checkpoint, keyword, adapt=None if self.adapt == "none" else self.adapt)
         jobs = [Job(photo, self.output / f"{photo.stem}.psic") for photo in self.photos]
         shown = [Job(job.output, self.output / f"{job.source.stem}-protected{self.suffix}") for job in jobs]
         for job, picture in zip(jobs, shown, strict=True):
@@ -50,8 +53,12 @@ class Protect:
             make(job, work, model)
             make(picture, Work("decode", self.checkpoint), model)
             print(f"{job.source}: {job.output}, {job.output.stat().st_size} bytes; {picture.output} to post")
-            stream = unpack(job.output.read_bytes())
-            full = to_pil(model.picture(model.latents(stream), stream.size, model.full_condition()))
+            file = job.output.read_bytes()
+            stream = unpack(file)
+            if keyword:
+                full = model.decompress(file, keyword)
+            else:  # what nobody has of a sealed file; of another, its owner
+                full = to_pil(model.picture(model.latents(stream), stream.size, model.full_condition()))
             versions = {"original": load_image(job.source), "full": full, "protected": load_image(picture.output)}
             for version, image in versions.items():
                 belief = reader.probabilities(reader.encode_images(to_tensor(image)), prompts)[0]

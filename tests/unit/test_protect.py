@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import data
 
 from psic_core.app.cli import main
+from psic_core.bitstream import CARRIED, unpack
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.models.images import load_image
@@ -35,7 +36,8 @@ def command(folder: Path, *photos: str, more: tuple[str, ...] = ()) -> list[str]
 
 
 def test_each_photo_gets_its_file_its_picture_and_three_beliefs(folder: Path, capsys: pytest.CaptureFixture):
-    assert main(command(folder, "chelsea.png", "coffee.png", more=("--keyword", "two cats", "--suffix", ".png"))) == 0
+    more = ("--keyword", "two cats", "--suffix", ".png", "--adapt", "none")
+    assert main(command(folder, "chelsea.png", "coffee.png", more=more)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
         [line.split()[0] for line in lines[1:4]]
@@ -47,6 +49,12 @@ def test_each_photo_gets_its_file_its_picture_and_three_beliefs(folder: Path, ca
     file = (out / "chelsea.psic").read_bytes()
     protected = load_image(out / "chelsea-protected.png")
     assert protected.tobytes() == model.decompress(file).tobytes() != model.decompress(file, "two cats").tobytes()
+
+
+@pytest.mark.slow
+def test_without_an_option_a_photo_gets_a_shield_of_its_own(folder: Path):
+    assert main(command(folder, "chelsea.png")) == 0
+    assert [kind for kind, _ in unpack((folder / "out" / "chelsea.psic").read_bytes()).chunks] == [CARRIED]
 
 
 def test_nothing_is_written_where_something_would_be_lost(folder: Path, capsys: pytest.CaptureFixture):

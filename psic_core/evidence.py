@@ -59,15 +59,13 @@ def evidence(cos: Float[Tensor, " *shape"], s: float = 0.07, tau: float = 1.0) -
     return torch.exp(squashed / tau)
 
 
-def bidirectional(e: Float[Tensor, "k k"], row_only: bool | Bool[Tensor, " k"] = False) -> Float[Tensor, "k k"]:
+def bidirectional(e: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     """Evidence of both directions combined, Eq. 6: ``b_in = e_in + e_ni``, so ``B = E + E^T``.
 
     Args:
         e: Evidence, picture i by caption j.
-        row_only: Leave the caption-to-picture direction out, ``B = E``: for pictures without a caption of their own.
     """
-    _square(e)
-    return torch.where(torch.as_tensor(row_only, device=e.device).reshape(-1, 1), e, e + e.T)
+    return _square(e) + e.T
 
 
 def strength(b: Float[Tensor, "k k"]) -> Float[Tensor, " k"]:
@@ -131,12 +129,11 @@ def target_captions(
     mask: Bool[Tensor, "k k"] | None = None,
     s: float = 0.07,
     tau: float = 1.0,
-    row_only: bool | Bool[Tensor, " k"] = False,
 ) -> Int64[Tensor, " k"]:
     """Eq. 5 to 8 in one call: the least believed caption of each of K pairs, from unit features, no gradient."""
     with torch.no_grad():
         cos = image_features.float() @ text_features.float().T
-        return least_believed(bidirectional(evidence(cos, s, tau), row_only), mask)
+        return least_believed(bidirectional(evidence(cos, s, tau)), mask)
 
 
 def _square(b: Tensor) -> Tensor:

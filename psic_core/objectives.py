@@ -16,7 +16,6 @@ from psic_core import evidence
 from psic_core.config import TrainConfig
 from psic_core.models.delta import flatness
 
-BORROWED = torch.iinfo(torch.int64).min  # the number of a caption that stands beside a picture without captions
 PERIOD = 16  # of the decoder's steps together, in pixels
 
 
@@ -25,7 +24,7 @@ class Pool(NamedTuple):
 
     image: Float[Tensor, "k d"]
     text: Float[Tensor, "k d"]
-    ids: Int64[Tensor, " k"]  # equal for equal captions; `BORROWED`: of another picture, which no evidence counts
+    ids: Int64[Tensor, " k"]  # equal for equal captions
 
 
 class RateDistortion(NamedTuple):
@@ -217,8 +216,7 @@ def _targets(
         free = torch.where(same.all(1, keepdim=True), same, ~same).float()
         return torch.multinomial(free, 1, generator=rng)[:, 0].to(text.device)
     mask = torch.zeros_like(same) if config.objective == "literal" else same
-    borrowed = (ids == BORROWED).to(text.device)
-    return evidence.target_captions(clean, text, mask.to(text.device), config.s, config.tau, borrowed)
+    return evidence.target_captions(clean, text, mask.to(text.device), config.s, config.tau)
 
 
 def wrong_conditions(n: int, dim: int, rng: torch.Generator) -> Float[Tensor, "n dim"]:

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64, UInt8
+from open_clip import IMAGENET_CLASSNAMES
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.evidence import caption_ids
 from psic_core.models.vlp import Target
-from psic_core.objectives import BORROWED, Pool
+from psic_core.objectives import Pool
 from psic_core.training.files import store_tensors
+
+PROMPTS = tuple(f"a photo of a {name}." for name in IMAGENET_CLASSNAMES)  # of what a picture without captions shows
 
 
 @dataclass
@@ -45,22 +48,23 @@ class Pairs:
     def with_features(self, target: Target, cache: str | Path | None = None) -> "Pairs":
         """The same pairs with the target's features of clean pictures and captions (Eq. 5 uses the original x).
 
+        A picture without captions gets the label that the target reads in it: that is what an attacker would index.
+
         Args:
             target: The model under attack.
             cache: Folder for a file named by the content's hash; ``None`` computes anew.
         """
-        if not any(self.captions):
-            raise ValueError("the pictures have no captions to attack; only stage plain trains without")
-        if len({len(c) for c in self.captions if c}) != 1:
+        count = {len(c) for c in self.captions if c} or {1}
+        if len(count) != 1:
             raise ValueError("pictures need the same number of captions, or none, to be cached as one tensor")
         path = Path(cache) / f"features-{self._content(target)}.safetensors" if cache else None
-        found = load_file(path) if path and path.is_file() else _features(self, target)
+        found = load_file(path) if path and path.is_file() else _features(self, target, *count)
         if path and not path.is_file():
             store_tensors(found, path)
-        captioned = torch.tensor([bool(c) for c in self.captions])
-        ids = torch.full(found["text"].shape[:2], BORROWED)
-        ids[captioned] = caption_ids([c for row in self.captions for c in row]).reshape(len(ids[captioned]), -1)
-        return Pairs(self.pictures, self.captions, found["image"], found["text"], ids)
+        labels = [(prompt,) * min(count) for prompt in PROMPTS]
+        captions = [own or labels[k] for own, k in zip(self.captions, found["label"].tolist(), strict=True)]
+        ids = caption_ids([c for row in captions for c in row]).reshape(len(captions), -1)
+        return Pairs(self.pictures, captions, found["image"], found["text"], ids)
 
     def pool(self, index: Int64[Tensor, " batch"], k: int, rng: torch.Generator) -> Pool:
         """The batch's pairs and others, drawn until there are k (all of the batch's in any case).
@@ -76,12 +80,7 @@ class Pairs:
         others = others[~torch.isin(others, index)][: max(k - len(index), 0)]
         chosen = torch.cat([index, others])
         choice = torch.randint(self.text_features.shape[1], chosen.shape, generator=rng)
-        ids = self.caption_ids[chosen, choice]
-        speaking = chosen.clone()  # whose caption stands beside each picture
-        if (silent := ids == BORROWED).any():
-            lenders = (self.caption_ids[:, 0] != BORROWED).nonzero()[:, 0]
-            speaking[silent] = lenders[torch.randint(len(lenders), (int(silent.sum()),), generator=rng)]
-        return Pool(self.image_features[chosen], self.text_features[speaking, choice], ids)
+        return Pool(self.image_features[chosen], self.text_features[chosen, choice], self.caption_ids[chosen, choice])
 
     def __add__(self, other: "Pairs") -> "Pairs":
         """Both, one after the other; features are dropped."""
@@ -110,13 +109,20 @@ class Pairs:
         return digest.hexdigest()[:16]
 
 
-def _features(pairs: Pairs, target: Target) -> dict[str, Tensor]:
+def _features(pairs: Pairs, target: Target, count: int) -> dict[str, Tensor]:
     batches = tqdm(pairs.pictures.split(32), desc=f"{target.name} reads pictures", leave=False)
     image = torch.cat([target.encode_images(b).cpu() for b in batches])
-    captioned = torch.tensor([bool(c) for c in pairs.captions])
-    flat = [caption for row in pairs.captions for caption in row]
-    chunks = [flat[i : i + 256] for i in range(0, len(flat), 256)]
-    read = torch.cat([target.encode_text(c).cpu() for c in tqdm(chunks, desc="captions", leave=False)])
-    text = torch.zeros(len(pairs), len(flat) // int(captioned.sum()), read.shape[1])
-    text[captioned] = read.reshape(-1, *text.shape[1:])
-    return {"image": image, "text": text}
+    silent = torch.tensor([not c for c in pairs.captions])
+    label, prompts = torch.zeros(len(pairs), dtype=torch.long), _read(target, PROMPTS) if silent.any() else None
+    text = torch.zeros(len(pairs), count, image.shape[1])
+    if prompts is not None:
+        label[silent] = (image[silent] @ prompts.T).argmax(1)
+        text[silent] = prompts[label[silent], None].expand(-1, count, -1)
+    if not silent.all():
+        text[~silent] = _read(target, [c for row in pairs.captions for c in row]).reshape(-1, count, image.shape[1])
+    return {"image": image, "text": text, "label": label}
+
+
+def _read(target: Target, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+    chunks = [texts[i : i + 256] for i in range(0, len(texts), 256)]
+    return torch.cat([target.encode_text(c).cpu() for c in tqdm(chunks, desc="captions", leave=False)])

@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from psic_core import evidence
 from psic_core.models.vlp import Target, load_target
-from psic_core.objectives import BORROWED
-from psic_core.training.pairs import Pairs
+from psic_core.training.pairs import PROMPTS, Pairs
 
 CAPTIONS = [("A cat", "one"), ("a dog", "two"), (" a CAT ", "three"), ("a bird", "Two")]
 
@@ -102,16 +100,17 @@ def test_pictures_of_two_sizes_cannot_be_joined():
         Pairs(pictures(1), [()]) + small
 
 
-def test_a_picture_without_captions_borrows_one_that_no_evidence_counts(target: Target):
-    pictures = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    captions = [("a cat", "one cat"), (), ("a dog", "one dog"), (), ("a car", "one car"), ("a hat", "one hat")]
-    pairs = Pairs(pictures, captions).with_features(target)
-    own = pairs.caption_ids[torch.tensor([0, 2, 4, 5])]
-    assert (own != BORROWED).all()
-    assert (pairs.caption_ids[torch.tensor([1, 3])] == BORROWED).all()
-    pool = pairs.pool(torch.tensor([1, 0]), 6, torch.Generator().manual_seed(1))
-    assert (pool.text.norm(dim=1) > 0.99).all()
-    e = evidence.evidence(pool.image @ pool.text.T)
-    b = evidence.bidirectional(e, pool.ids == BORROWED)
-    assert torch.equal(b[0], e[0])
-    assert torch.allclose(b[1], e[1] + e[:, 1])
+def test_a_picture_without_captions_gets_the_label_that_is_read_in_it(target: Target, tmp_path: Path):
+    silent = pairs().captions[0], (), pairs().captions[2], ()
+    read = Pairs(pictures(), silent).with_features(target, tmp_path)
+    assert read.captions[0] == silent[0]
+    label = read.captions[1]
+    assert len(label) == 2
+    assert set(label) < set(PROMPTS)
+    fits = read.image_features[1] @ target.encode_text(list(PROMPTS)).T
+    assert PROMPTS[int(fits.argmax())] == label[0]
+    assert torch.allclose(read.text_features[1], target.encode_text(list(label)), atol=1e-6)
+    assert read.caption_ids[1].unique().numel() == 1
+    again = Pairs(pictures(), silent).with_features(target, tmp_path)
+    assert again.captions == read.captions
+    assert all(set(row) < set(PROMPTS) for row in Pairs(pictures(), [()] * 4).with_features(target).captions)

@@ -128,9 +128,7 @@ class TrainConfig:
     warmup: int = 50  # steps of linear warm-up
     lmbda: float = 0.0035  # weight of the distortion against the rate; 0.0035 is CompressAI's quality 2
     gamma: float = 50.0  # weight of L_UC; the paper's text reads 1, next to which the MSE is everything
-    first_budget: float | None = (
-        None  # the model's budget in the first step; it falls by the same factor to the model's own
-    )
+    first_budget: float | None = None  # in the first step; falls by the same factor to the model's at 4/5 of the steps
     mu: float = 1.0  # weight of MSE_e; 0 is the paper's literal S2-2, which lets the picture go
     masking: float = 0.0  # weight of an MSE_e that counts flat regions most: the eye sees the attack there
     grid: float = 0.0  # weight of `objectives.grid_mse` as a share of the budget, after the first quarter of the steps
@@ -174,9 +172,9 @@ class TrainConfig:
         return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * swing
 
     def budget_at(self, step: int, last: float) -> float:
-        """The budget at a step: the attack learns with much, and then has to get along with less and less."""
+        """The budget at a step: the attack learns with much, then with less and less, and a fifth with the last."""
         first = self.first_budget or last
-        return first * (last / first) ** (step / max(1, self.steps - 1))
+        return first * (last / first) ** min(1, 1.25 * step / max(1, self.steps - 1))
 
     def fast(self) -> "TrainConfig":
         """The same recipe, cut to seconds for tests and notebooks."""
@@ -192,6 +190,7 @@ class Phase:
     init: str | None = (
         None  # checkpoint; plain:CHECKPOINT, zoo:ARCHITECTURE/QUALITY: fresh triggers; None: random weights
     )
+    triggers: str | None = None  # checkpoint of another rate, whose triggers the start gets
     kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
     target: str = "lite-clip"  # not loaded for a plain model
     scenes: int = 2560

@@ -36,7 +36,7 @@ class RunRecipe:
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     dataset: tuple[str, ...] = ()  # other pictures than the recipe's, as in psic train
     target: str | None = None  # another target than the recipe's
-    init: str | None = None  # another codec to start from than the recipe's; random: random weights
+    init: str | None = None  # another start than the recipe's, with {quality} for the rate; random: random weights
     pictures: int | None = None  # train on about so many of the pictures
     dry_run: bool = False  # a few steps of every phase: does it run here at all?
 

@@ -57,6 +57,36 @@ def demo_photos() -> dict[str, tuple[Image.Image, str]]:
     return found
 
 
+def random_squares(root: Path, size: int, each: int = 7, seed: int = 7) -> UInt8[Tensor, "n 3 size size"]:
+    """Random squares of a folder's training photos, mirrored at random: pixels as sharp as readers of photos see.
+
+    Args:
+        root: Folder of photographs; one in ten is left out, see `held_out`.
+        size: Side in pixels; a square is 45 to 100 % of the photo's shorter side, scaled to it.
+        each: Squares a photo. With seven, 950 photos weigh as much as Flickr8k's training split.
+        seed: Of what is drawn.
+
+    Raises:
+        FileNotFoundError: No such folder, or no pictures in it.
+    """
+    rng, found = np.random.default_rng(seed), []
+    for picture in (load_image(file) for file in Folder(root).files if not held_out(file)):
+        for _ in range(each):
+            side = int(min(picture.size) * rng.uniform(0.45, 1))
+            left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
+            found.append(_cut(picture, (left, top, left + side, top + side), size, rng))
+    return torch.stack(found)
+
+
+def _cut(
+    picture: Image.Image, box: tuple[int, int, int, int], size: int, rng: np.random.Generator
+) -> UInt8[Tensor, "3 size size"]:
+    """A box of a picture, scaled to a square, mirrored at random."""
+    image = picture.resize((size, size), Image.Resampling.BICUBIC, box)
+    pixels = np.asarray(image)[:, :: rng.choice((-1, 1))]
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
 class Photos(Dataset):
     """Batches of random crops, scaled down by a random factor, mirrored at random.
 
@@ -91,10 +121,7 @@ class Photos(Dataset):
     def _crop(self, picture: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "3 crop crop"]:
         side = min(round(self.crop / rng.uniform(self.SMALLEST, 1)), *picture.size)
         left, top = (int(rng.integers(size - side + 1)) for size in picture.size)
-        box = (left, top, left + side, top + side)
-        image = picture.resize((self.crop, self.crop), Image.Resampling.BICUBIC, box)
-        pixels = np.asarray(image)[:, :: rng.choice((-1, 1))]
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return _cut(picture, (left, top, left + side, top + side), self.crop, rng)
 
     def batches(
         self, batch_size: int, crop: int, seed: int, steps: range, workers: int

@@ -14,7 +14,7 @@ from psic_core import keys
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, Phase, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
-from psic_core.datasets.photos import Photos, held_out
+from psic_core.datasets.photos import Photos, random_squares
 from psic_core.datasets.scenes import Scenes
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.vlp import Target, load_target
@@ -30,8 +30,9 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
     """Training pictures with captions, in memory.
 
     Args:
-        names: ``scenes``, ``flickr8k`` (train split), ``photos`` (its training files), or folders of pictures. The last
-            two have no captions: stage two needs others beside them, whose captions they are pulled to.
+        names: ``scenes``, ``flickr8k`` (train split), ``photos`` (random squares of its training files), or folders of
+            pictures. The last two have no captions: stage two needs others beside them, whose captions they are pulled
+            to.
         root: The data root, for ``flickr8k`` and ``photos``.
         scenes: How many scenes.
         size: Side of the squares in pixels.
@@ -45,9 +46,10 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
             flickr = Flickr8k(data_root(root) / name, "train", size)
             parts.append(Pairs(in_memory(flickr), flickr.captions))
         else:
-            folder = Folder(data_root(root) / name if name == "photos" else name, size)
-            folder.files = [f for f in folder.files if name != "photos" or not held_out(f)]
-            parts.append(Pairs(in_memory(folder), [()] * len(folder)))
+            pictures = (
+                random_squares(data_root(root) / name, size) if name == "photos" else in_memory(Folder(name, size))
+            )
+            parts.append(Pairs(pictures, [()] * len(pictures)))
     return sum(parts[1:], parts[0])
 
 
@@ -84,9 +86,25 @@ def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
     sizes = {k: getattr(codec, k) for k in names}
     fresh = PSIC.build(replace(model.config, **sizes), model.secret)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "triggers" not in k}, strict=False)
+    if tables := model.coder.tables():  # its files stay readable
+        fresh.coder.use_tables(tables)
     history = [phase for phase in model.card.get("history", []) if phase["config"]["stage"] == "plain"]
     fresh.kind, fresh.card = model.kind, {"history": history}
     return fresh
+
+
+def copy_triggers(source: PSIC, model: PSIC) -> None:
+    """Give a codec the triggers of another rate, and its history the phases that made them.
+
+    Raises:
+        ValueError: They have other sizes.
+    """
+    try:
+        model.g_s.triggers.load_state_dict(source.g_s.triggers.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"the triggers of {source.config} do not fit {model.config}") from error
+    history = [phase for phase in source.card.get("history", []) if phase["config"]["stage"] != "plain"]
+    model.card = {"history": [*getattr(model, "card", {}).get("history", []), *history]}
 
 
 def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
@@ -100,12 +118,14 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     seed_everything(config.seed)
     accelerator = started()
     model, made_by = starting_model(phase.init, phase.codec), provenance()
+    if phase.triggers:
+        copy_triggers(load_checkpoint(phase.triggers), model)
     if phase.kind != "plain" and config.stage != "plain":
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
     before = getattr(model, "card", {})
     about = {"config": asdict(config), "kind": model.kind}
-    about |= {k: getattr(phase, k) for k in ("init", "pictures", "size")}
+    about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
     about |= {"datasets": list(phase.dataset), "scenes": phase.scenes if "scenes" in phase.dataset else None}
     about |= {"target": phase.target if model.kind != "plain" else None}
     _check_same_run(out, about)
@@ -163,7 +183,7 @@ def publish(checkpoint: str | Path, quality: int, folder: Path) -> Path:
 
 def _portable(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A card's history, fit to travel: runs keep their names, not the folders of the machine that made them."""
-    return [p | {"init": "/".join(Path(p["init"]).parts[-2:])} if p.get("init") else dict(p) for p in history]
+    return [p | {key: "/".join(Path(p[key]).parts[-2:]) for key in ("init", "triggers") if p.get(key)} for p in history]
 
 
 def _check_same_run(out: Path, about: Mapping[str, Any]) -> None:

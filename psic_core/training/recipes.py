@@ -18,12 +18,14 @@ class Recipe:
     phases: Mapping[str, TrainConfig]  # by name; the rate sets lmbda
     first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
     shared: tuple[str, ...] = ()  # phases that all rates have in common: they run once, at the third rate
+    hop: str | None = None  # phase of the other rates alone: their codec starts with the third rate's triggers
 
 
 _OURS = ("flickr8k", "scenes")
 _WIDE = CodecConfig(n=128, m=192)  # CompressAI's own width at these rates
 
 
+_TWO = {"eot": 0.5, "pool": 128, "log_every": 20, "grid": 1.0, **SHIELD}
 _LONG = {"crop": 256, "learning_rate": 5e-4, "warmup": 200, "save_every": 1000, "log_every": 50}
 # fmt: off
 RECIPES = {
@@ -38,20 +40,21 @@ RECIPES = {
         Phase(("photos",), codec=_WIDE), shared=("trunk", "more"),
     ),
     "shield": Recipe(
-        "psic-qN: the plain codec in psic-qN gets triggers, a ladder of them, against two readers and through platforms",
+        "psic-qN: the codec in psic-qN gets triggers, a ladder of them, against two readers and through platforms",
         {
-            "two": TrainConfig("two", 2400, 8, 160, learning_rate=1e-3, eot=0.5, pool=128, log_every=20, grid=1.0,
-                               first_budget=14, **SHIELD),
+            "two": TrainConfig("two", 3_700, 8, 160, learning_rate=1e-3, first_budget=14, **_TWO),
+            "more": TrainConfig("two", 1_000, 8, 160, learning_rate=6e-4, first_budget=10, **_TWO),
+            "hop": TrainConfig("two", 300, 8, 160, learning_rate=4e-4, **_TWO),
         },
-        Phase((*_OURS, "photos"), init="plain:psic-q{quality}", target="lite-clip+lite1-clip",
-              codec=replace(_WIDE, ladder=24, budget=4.5)),
+        Phase((*_OURS, "photos"), init="plain:psic-q{quality}", target="lite-clip+lite1-clip", scenes=1280,
+              codec=replace(_WIDE, ladder=24, budget=8.0)),
+        shared=("two", "more"), hop="hop",
     ),
     "clip": Recipe(
         "notebook 13 as one command: CompressAI's pretrained hyperprior against the paper's CLIP ViT-B/32, at 224 px; "
         "for a GPU, after python data/get.py clip flickr8k",
         {
-            "two": TrainConfig("two", 3_000, 32, 224, learning_rate=1e-3, eot=0.5, pool=128, log_every=20, grid=1.0,
-                               first_budget=14, **SHIELD),
+            "two": TrainConfig("two", 3_000, 32, 224, learning_rate=1e-3, first_budget=14, **_TWO),
         },
         Phase(("flickr8k",), init="zoo:bmshj2018-hyperprior/{quality}", target="ViT-B-32/openai", size=224,
               codec=replace(_WIDE, ladder=24, budget=4.5, reading_side=224)),
@@ -82,10 +85,10 @@ def phases(
         folder: Of the recipe's runs.
         root: The data root.
         changes: Fields of `Phase` that replace the recipe's: ``dataset``, ``target``, ``pictures``, ``init``
-            (of the first phase; ``random``: none).
+            (``{quality}`` in it stands for the rate; ``random``: none).
 
     Raises:
-        ValueError: Unknown name or quality.
+        ValueError: Unknown name or quality; an ``init`` of one rate where two are needed.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
@@ -94,17 +97,22 @@ def phases(
     recipe, found = RECIPES[name], []
 
     changes = dict(changes or {})
-    init = changes.pop("init", recipe.first.init and recipe.first.init.format(quality=quality))
-    init = None if init == "random" else init
+    codec, before = changes.pop("init", recipe.first.init), None
+    if recipe.hop and quality != 3 and codec != "random" and "{quality}" not in codec:
+        raise ValueError(f"rate {quality} needs its own codec and the third rate's: write {{quality}} in {codec!r}")
     for stage, config in recipe.phases.items():
+        hops = stage == recipe.hop
+        if hops and quality == 3:
+            continue
         last, rate = config.stage == "two", 3 if stage in recipe.shared else quality
+        start = codec.replace("{quality}", str(rate)) if codec not in (None, "random") else None
         phase = replace(
-            recipe.first, init=init, data_root=root, kind="psic" if last else recipe.first.kind,
-            codec=replace(recipe.first.codec, quality=rate),
+            recipe.first, init=start if hops else before or start, triggers=before if hops else None, data_root=root,
+            kind="psic" if last else recipe.first.kind, codec=replace(recipe.first.codec, quality=rate),
         )  # fmt: skip
         out = folder / (f"{name}-{stage}" if stage in recipe.shared else f"{name}-q{rate}-{stage}")
         found.append((replace(config, lmbda=RATES[rate]), replace(phase, **changes), out))
-        init = str(out / "model.safetensors")
+        before = str(out / "model.safetensors")
     return found
 
 
@@ -123,7 +131,7 @@ def run_recipe(
         quality: One of `RATES`.
         folder: Of the runs and of what they make.
         root: The data root.
-        dry_run: A few steps of each phase at the smallest sizes, in a folder of its own.
+        dry_run: A few steps of each phase at the smallest sizes on 64 pictures, in a folder of its own.
         changes: As in `phases`.
 
     Returns:
@@ -136,6 +144,8 @@ def run_recipe(
             accelerator.print(f"{out} is finished")
             continue
         accelerator.print(f"{out}: stage {config.stage}, {config.steps} steps of {config.batch_size} pictures")
-        run_phase(config.fast() if dry_run else config, phase, out)
+        if dry_run:
+            config, phase = config.fast(), replace(phase, scenes=min(phase.scenes, 64), pictures=phase.pictures or 64)
+        run_phase(config, phase, out)
     with accelerator.main_process_first():
         return [publish(out / "model.safetensors", quality, folder)] if accelerator.is_main_process else []

@@ -11,7 +11,7 @@ from PIL import Image
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
 from psic_core.datasets.folders import Folder
-from psic_core.datasets.photos import Photos, held_out
+from psic_core.datasets.photos import Photos, held_out, random_squares
 from psic_core.training.trainer import Trainer
 
 CONFIG = TrainConfig(steps=12, batch_size=4, crop=64, learning_rate=1e-3, workers=0, save_every=4, warmup=2)
@@ -49,6 +49,16 @@ def test_held_out_photos_are_never_trained_on(folder: Path):
     train, files = Photos(folder).files, Folder(folder).files
     assert set(files) - set(train) == {f for f in files if held_out(f)} != set()
     assert set(train) < set(files)
+
+
+def test_random_squares_are_of_every_training_photo_and_stay_inside_it(folder: Path):
+    squares, train = random_squares(folder, 48, each=5), Photos(folder).files
+    assert squares.shape == (5 * len(train), 3, 48, 48)
+    assert torch.equal(squares, random_squares(folder, 48, each=5))
+    assert len(squares.flatten(1).unique(dim=0)) == len(squares)
+    for file, cut in zip(train, squares.split(5), strict=True):  # red is constant in each photo
+        red = np.asarray(Image.open(file))[..., 0].mean()
+        assert cut[:, 0].float().mean((1, 2)).sub(red).abs().max() < 1
 
 
 @pytest.mark.slow

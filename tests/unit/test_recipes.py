@@ -15,7 +15,7 @@ from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_SECRET, CodecConfig
 from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
-from psic_core.training.phase import starting_model
+from psic_core.training.phase import copy_triggers, starting_model
 from psic_core.training.recipes import RATES, RECIPES, phases, run_recipe
 from psic_core.triggers import Additive
 
@@ -36,18 +36,27 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("quality", RATES)
 def test_every_recipe_is_whole(name: str, quality: int):
     found = phases(name, quality, Path("runs"), "DIR")
-    shared = RECIPES[name].shared
-    assert all(
-        config.lmbda == RATES[quality]
-        for (config, _, _), p in zip(found, RECIPES[name].phases, strict=True)
-        if p not in shared
-    )
+    rates = {3 if p in RECIPES[name].shared else quality for p in RECIPES[name].phases}
+    assert {config.lmbda for config, _, _ in found} == {RATES[rate] for rate in rates}
     stage, kind = ("plain", None) if name == "codec" else ("two", "psic")
     assert (found[-1][0].stage, found[-1][1].kind) == (stage, kind)
     assert all(config.crop % (16 if config.stage == "two" else 64) == 0 for config, _, _ in found)
     assert len({out for _, _, out in found}) == len(found)
     for (_, _, out), (_, phase, _) in pairwise(found):
-        assert phase.init == str(out / "model.safetensors")
+        assert str(out / "model.safetensors") == (phase.triggers or phase.init)
+
+
+def test_other_rates_hop_from_the_third():
+    """Their own codec, and the triggers that all rates have in common."""
+    (_, two, trunk), (_, _, more), (config, hop, out) = phases("shield", 4, Path("runs"))
+    assert [p[2] for p in phases("shield", 3, Path("runs"))] == [trunk, more]
+    assert (two.init, two.codec.quality) == ("plain:psic-q3", 3)
+    assert (hop.init, hop.triggers, hop.codec.quality) == ("plain:psic-q4", str(more / "model.safetensors"), 4)
+    assert (config.lmbda, config.budget_at(0, 8), out) == (RATES[4], 8, Path("runs/shield-q4-hop"))
+    two, _, hop = (p for _, p, _ in phases("shield", 1, Path("runs"), changes={"init": "my-q{quality}"}))
+    assert (two.init, hop.init) == ("my-q3", "my-q1")
+    with pytest.raises(ValueError, match=r"rate 1 needs.*{quality} in 'my-q3'"):
+        phases("shield", 1, Path("runs"), changes={"init": "my-q3"})
 
 
 def test_unknown_names_and_rates_are_refused():
@@ -124,14 +133,22 @@ def test_a_start_without_a_plain_codec_is_refused(tmp_path: Path):
         starting_model(f"plain:{path}", SMALL)
 
 
+def test_triggers_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="ladder=4.*do not fit.*ladder=6"):
+        copy_triggers(PSIC.build(SMALL), PSIC.build(replace(SMALL, ladder=6)))
+
+
 @pytest.mark.slow
 def test_the_codecs_recipe_feeds_the_shields(small: None, tmp_path: Path):
     common = ["-o", str(tmp_path), "--dry-run", "--dataset", "scenes"]
-    assert main(["recipe", "codec", "--quality", "3", *common]) == 0
-    codec = str(tmp_path / "dry-run" / "codec-q3.safetensors")
-    assert main(["recipe", "shield", "--quality", "3", *common, "--target", "tiny", "--init", codec]) == 0
-    history = read_card(tmp_path / "dry-run" / "psic-q3.safetensors")["card"]["history"]
-    assert [p["config"]["stage"] for p in history] == ["plain"] * 3 + ["two"]
+    for quality in ("3", "4"):
+        assert main(["recipe", "codec", "--quality", quality, *common]) == 0
+    own = str(tmp_path / "dry-run" / "codec-q{quality}.safetensors")
+    assert main(["recipe", "shield", "--quality", "4", *common, "--target", "tiny", "--init", own]) == 0
+    third, fourth = (load_checkpoint(tmp_path / "dry-run" / f"codec-q{q}.safetensors") for q in "34")
+    model = load_checkpoint(tmp_path / "dry-run" / "psic-q4.safetensors")
+    assert model.fingerprint() == fourth.fingerprint() != third.fingerprint()
+    assert [p["config"]["stage"] for p in model.card["history"]] == ["plain"] * 3 + ["two"] * 3
 
 
 @pytest.mark.slow

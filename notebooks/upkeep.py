@@ -111,17 +111,21 @@ def history_table(names: Sequence[str]) -> str:
     """The phases that made the shipped checkpoints, each once, from their headers."""
     seen: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     for name in names:
-        for phase in read_card(name)["card"]["history"]:
+        card = read_card(name)
+        for phase in card["card"]["history"]:
+            phase["budget"] = card["config"]["budget"]
             identity = json.dumps([phase["config"], phase["init"], phase["seconds"]])
             seen.setdefault(identity, (phase, []))[1].append(Path(name).stem.removeprefix("psic-"))
-    head = ["made", "stage", "λ", "steps × batch", "pictures from", "γ", "minutes", "hardware", "commit"]
+    head = ["made", "stage", "λ", "steps × batch", "pictures from", "budget", "minutes", "hardware", "commit"]
     rows = []
     for phase, users in seen.values():
         c = phase["config"]
-        attacked = c["stage"] != "plain" and phase["kind"] != "plain"
         commit = phase["commit"][:8] + ("+" if "+" in phase["commit"] else "")
         cells = [" ".join(sorted(set(users))), c["stage"], c["lmbda"], f"{c['steps']} × {c['batch_size']}"]
-        cells += [", ".join(phase["datasets"]), c["gamma"] if attacked else "–", f"{phase['seconds'] / 60:.0f}"]
+        last = phase["budget"]
+        budget = "–" if c["stage"] == "plain" else f"{c['first_budget'] or last:g} to {last:g}"
+        pictures = phase.get("datasets") or phase["dataset"]  # the codecs' own phases
+        cells += [", ".join(pictures), budget, f"{phase['seconds'] / 60:.0f}"]
         rows.append([*cells, phase["hardware"], commit])
     return tables.markdown(head, rows)
 
@@ -137,7 +141,7 @@ def make_pictures() -> None:
     """
     results = data_dir() / "results"
     found, captions = tables.reports(results), tables.reports(results, "captions")["flickr8k"]
-    model, target, original = load_checkpoint("psic-q2"), load_target("lite-clip"), demo_photos()["coffee"][0]
+    model, target, original = load_checkpoint("psic-q4"), load_target("lite-clip"), demo_photos()["coffee"][0]
     names = target.encode_text([f"a photo of a {c}" for c in PHOTO_CLASSES])
     data = model.compress(original, keyword="my cat", adapt="carried")
     decoded = {"full": "my cat", "protected": None, "wrong keyword": "my dog"}

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from psic_core.app.words import private
 
-DEFAULT_CHECKPOINT = "psic-q2"
+DEFAULT_CHECKPOINT = "psic-q4"  # at 100 % a person sees less of its blur than of the lower rates'
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 

@@ -43,7 +43,7 @@ MAX_SLOTS = 16
 MAX_CHUNK = 4096  # bytes of content
 MAX_CHUNKS = 2**16  # bytes of all chunks
 
-# CompressAI 1.2.8's image models; those of many rates (-vbr) are not wrapped. Files hold the index: only ever append.
+# CompressAI 1.2.8's image models; those of many rates (-vbr) are held at one. Files hold the index: only ever append.
 ARCHITECTURES: tuple[str, ...] = (
     "bmshj2018-factorized", "bmshj2018-factorized-relu", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018",
     "cheng2020-anchor", "cheng2020-attn", "cheng2020-anchor-checkerboard", "elic2022-official", "elic2022-chandelier",

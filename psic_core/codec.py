@@ -19,7 +19,15 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import MAX_PIXELS, BitstreamError, Stream
 from psic_core.config import PUBLIC_SECRET, CodecConfig
 from psic_core.models import tiles
-from psic_core.models.compressai import LatentTap, build_backbone, default_sizes, dissect, identify, split_stages
+from psic_core.models.compressai import (
+    LatentTap,
+    build_backbone,
+    default_sizes,
+    dissect,
+    hold_rate,
+    identify,
+    split_stages,
+)
 from psic_core.models.delta import Adapted, enlarged
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import one_picture, pad_to, to_pil
@@ -51,6 +59,7 @@ class PSIC(AnySize):
         self._warned = False
         anatomy = dissect(backbone)
         stages, channels = split_stages(backbone.g_s, anatomy.y_hat)  # the caller's model is whole where this fails
+        hold_rate(backbone, config.quality)
         backbone.g_s = LatentTap()  # what the backbone reconstructs from here on is y_hat: see `replaced`
         self.factor = anatomy.factor  # pictures are padded to multiples of it, in pixels
         self.coder = EntropyCoder(backbone, anatomy.factor, anatomy.cell)

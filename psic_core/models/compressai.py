@@ -4,8 +4,10 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from compressai.entropy_models import EntropyBottleneckVbr
 from compressai.models import CompressionModel
 from compressai.registry import MODELS
 from compressai.zoo.image import cfgs
@@ -138,8 +140,8 @@ def dissect(model: nn.Module) -> Anatomy:
     for part in ("g_a", "g_s"):
         if not isinstance(getattr(model, part, None), nn.Module):
             raise ValueError(f"{what} has no {part}: PSIC wraps image codecs of the form g_s(Q(g_a(x)))")
-    if hasattr(model, "Gain"):
-        raise ValueError(f"{what} has many rates in one set of weights; PSIC wraps codecs of one rate")
+    if any(isinstance(part, EntropyBottleneckVbr) for part in model.modules()):
+        raise ValueError(f"{what} has tables for each gain; build it with vr_entbttlnck=False")
     factor = getattr(model, "downsampling_factor", None)
     tap, training = LatentTap(), model.training
     side, device = 2 * factor if factor else _PROBE, next(model.parameters()).device
@@ -154,6 +156,20 @@ def dissect(model: nn.Module) -> Anatomy:
     return Anatomy(tap.y_hat, factor or side // smallest, side // tap.y_hat.shape[-1])
 
 
+def hold_rate(model: CompressionModel, quality: int) -> None:
+    """Keep a codec of many rates (-vbr) at one. CompressAI counts them from 0; their lambdas are those of quality 1 on.
+
+    Raises:
+        ValueError: It has no such rate.
+    """
+    if not hasattr(model, "Gain"):
+        return
+    if not 1 <= quality <= len(model.Gain):
+        raise ValueError(f"quality {quality} of a codec with the rates 1 to {len(model.Gain)}")
+    for name in ("forward", "compress", "decompress"):
+        setattr(model, name, partial(getattr(type(model), name), model, s=quality - 1))
+
+
 def scale_latents(model: CompressionModel, x: Float[Tensor, "1 3 height width"]) -> CompressionModel:
     """Scale the last down-sampling layer of ``g_a``, so that a random model has something to code.
 
@@ -163,7 +179,7 @@ def scale_latents(model: CompressionModel, x: Float[Tensor, "1 3 height width"])
     """
     *_, last = (layer for layer in model.g_a.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2))
     with torch.no_grad():
-        last.weight *= 6 / model.g_a(x).std()
+        last.weight *= 6 / model.g_a(x).std() / (model.Gain[1] if hasattr(model, "Gain") else 1)
         last.bias *= 0
     return model
 

@@ -19,9 +19,8 @@ from psic_core.models.images import pad_to
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 SECRET = keys.secret(OWNER)
-#: Without those of many rates; `make check` leaves out what takes seconds to build.
-ONE_RATE = [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("cheng", "elic")))
-            for name in ARCHITECTURES if not name.endswith("-vbr")]  # fmt: skip
+#: `make check` leaves out what takes seconds to build.
+ALL = [pytest.param(n, marks=[pytest.mark.slow] * n.startswith(("cheng", "elic"))) for n in ARCHITECTURES]
 
 
 @functools.cache
@@ -32,10 +31,10 @@ def theirs(name: str) -> CompressionModel:
     return model
 
 
-# --- all ten -----------------------------------------------------------------------------------
+# --- all thirteen -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ONE_RATE)
+@pytest.mark.parametrize("name", ALL)
 def test_wrapping_tells_architecture_and_sizes(name: str):
     config = fresh(name).config
     cheng = name.startswith("cheng")
@@ -46,7 +45,7 @@ def test_wrapping_tells_architecture_and_sizes(name: str):
     assert len(stages) == (5 if cheng or name.startswith("elic") else 4)
 
 
-@pytest.mark.parametrize("name", ONE_RATE)
+@pytest.mark.parametrize("name", ALL)
 def test_forward_has_compressais_shapes_and_numbers(name: str):
     """The assertions of CompressAI's own tests, and bit for bit the backbone's values."""
     ours, own, x = fresh(name), theirs(name), picture(64, 128)
@@ -63,7 +62,7 @@ def test_forward_has_compressais_shapes_and_numbers(name: str):
     assert all(torch.equal(p, expected["likelihoods"][k]) for k, p in got["likelihoods"].items())
 
 
-@pytest.mark.parametrize("name", ONE_RATE)
+@pytest.mark.parametrize("name", ALL)
 def test_fresh_files_hold_and_show_what_the_plain_codec_does(name: str):
     ours, own, x = fresh(name), theirs(name), picture(40, 100)
     file = ours.compress(x)
@@ -81,7 +80,7 @@ def test_fresh_files_hold_and_show_what_the_plain_codec_does(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE_RATE)
+@pytest.mark.parametrize("name", ALL)
 def test_trained_triggers_show_and_survive_a_checkpoint(name: str, tmp_path: Path):
     ours = awaken(copy.deepcopy(fresh(name)), scale=1)
     file = ours.compress(x := picture(30, 50), "my cat")
@@ -95,6 +94,19 @@ def test_trained_triggers_show_and_survive_a_checkpoint(name: str, tmp_path: Pat
     assert again.compress(x) == ours.compress(x)
     assert torch.equal(again.decompress_tensor(file), protected)
     assert torch.equal(again.decompress_tensor(file, OWNER), full)
+
+
+def test_a_codec_of_many_rates_is_held_at_the_one_of_its_quality(tmp_path: Path):
+    x, lengths = picture(40, 100), []
+    for quality in (1, 4):
+        ours = PSIC.wrap(backbone("mbt2018-mean-vbr"), SECRET, quality=quality, **SMALL).eval()
+        file = ours.compress(x)
+        lengths.append(len(file))
+        save_checkpoint(ours, tmp_path / "model.safetensors")
+        assert load_checkpoint(tmp_path / "model.safetensors").compress(x) == file
+    assert lengths[0] < lengths[1]
+    with pytest.raises(ValueError, match="quality 9 of a codec with the rates 1 to 8"):
+        PSIC.wrap("mbt2018-vbr", quality=9)
 
 
 # --- stages and sizes by structure ------------------------------------------------------------------
@@ -145,7 +157,7 @@ def unsuitable(kind: str) -> nn.Module:
     if kind == "no g_s":
         del model.g_s
     if kind == "gains":
-        model = ScaleHyperpriorVbr(8, 12)
+        model = ScaleHyperpriorVbr(8, 12, vr_entbttlnck=True)
     return nn.Conv2d(3, 3, 1) if kind == "no codec" else model
 
 
@@ -156,7 +168,7 @@ def unsuitable(kind: str) -> nn.Module:
         ("no sequence", r"g_s is a Unsequenced; PSIC needs an nn.Sequential"),
         ("grey", r"pictures of 3 channels"),
         ("no g_s", r"ScaleHyperprior has no g_s.*image codecs"),
-        ("gains", r"ScaleHyperpriorVbr has many rates in one set of weights"),
+        ("gains", r"ScaleHyperpriorVbr has tables for each gain"),
         ("no codec", r"Conv2d is no compressai CompressionModel"),
     ],
 )
@@ -182,7 +194,7 @@ def test_masked_weights_do_not_change_the_fingerprint_when_first_used():
     assert ours.decompress(file).size == (40, 40)
 
 
-@pytest.mark.parametrize("name", ONE_RATE)
+@pytest.mark.parametrize("name", ALL)
 def test_forged_strings_are_a_bitstream_error(name: str):
     ours = fresh(name)
     honest = bitstream.unpack(ours.compress(picture(40, 40)))

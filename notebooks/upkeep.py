@@ -123,7 +123,7 @@ def history_table(names: Sequence[str]) -> str:
         commit = phase["commit"][:8] + ("+" if "+" in phase["commit"] else "")
         cells = [" ".join(sorted(set(users))), c["stage"], c["lmbda"], f"{c['steps']} × {c['batch_size']}"]
         last = phase["budget"]
-        budget = "–" if c["stage"] == "plain" else f"{c['first_budget'] or last:g} to {last:g}"
+        budget = f"{c.get('first_budget') or last:g} to {last:g}" if last and c["stage"] != "plain" else "–"
         pictures = phase.get("datasets") or phase["dataset"]  # the codecs' own phases
         cells += [", ".join(pictures), budget, f"{phase['seconds'] / 60:.0f}"]
         rows.append([*cells, phase["hardware"], commit])

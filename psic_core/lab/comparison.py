@@ -215,14 +215,16 @@ def _bavaft(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     return bench.measure(protected, full) | {"bpp_both": both, "seconds_per_megapixel": cost, "training_s": seconds}
 
 
-def trained_bavaft(p: Point, folder: Path, target: str, scenes: int = SCENES, **changes: Any) -> tuple[BAvAFT, float]:
+def trained_bavaft(
+    p: Point, folder: Path, target: str, scenes: int | None = None, **changes: Any
+) -> tuple[BAvAFT, float]:
     """A trained BAvAFT, and the seconds that it took; trains it where ``folder`` lacks it.
 
     Args:
         p: The point.
         folder: Of the runs.
         target: The model under attack.
-        scenes: Training pictures.
+        scenes: Training pictures, `SCENES` where ``None``.
         **changes: Fields of `TrainConfig` that are not as in the comparison, such as ``steps``.
 
     Raises:
@@ -261,9 +263,9 @@ def _pgd(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     return bench.measure(protected) | {"bpp_both": both, "seconds_per_megapixel": cost, "training_s": 0.0}
 
 
-def _pairs(target: Target, folder: Path, scenes: int = SCENES) -> Pairs:
+def _pairs(target: Target, folder: Path, scenes: int | None = None) -> Pairs:
     """What every trained point sees."""
-    return load_pairs(("scenes",), None, scenes).with_features(target, folder / "cache")
+    return load_pairs(("scenes",), None, scenes or SCENES).with_features(target, folder / "cache")
 
 
 def pgd_attack(method: str, bench: Bench, texts: Tensor, level: float, x: Tensor) -> Tensor:

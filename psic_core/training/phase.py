@@ -31,8 +31,7 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
 
     Args:
         names: ``scenes``, ``flickr8k`` (train split), ``photos`` (random squares of its training files), or folders of
-            pictures. The last two have no captions: stage two needs others beside them, whose captions they are pulled
-            to.
+            pictures. The last two have no captions; the label that the target reads stands in for them.
         root: The data root, for ``flickr8k`` and ``photos``.
         scenes: How many scenes.
         size: Side of the squares in pixels.

@@ -100,8 +100,7 @@ def test_a_codec_of_many_rates_is_held_at_the_one_of_its_quality(tmp_path: Path)
     x, lengths = picture(40, 100), []
     for quality in (1, 4):
         ours = PSIC.wrap(backbone("mbt2018-mean-vbr"), SECRET, quality=quality, **SMALL).eval()
-        file = ours.compress(x)
-        lengths.append(len(file))
+        lengths.append(len(file := ours.compress(x)))
         save_checkpoint(ours, tmp_path / "model.safetensors")
         assert load_checkpoint(tmp_path / "model.safetensors").compress(x) == file
     assert lengths[0] < lengths[1]

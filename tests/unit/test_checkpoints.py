@@ -115,13 +115,6 @@ def test_other_tables_are_another_fingerprint(model: PSIC, path: Path):
         load_checkpoint(path)
 
 
-def test_checkpoint_without_tables_gets_them_from_its_weights(model: PSIC, path: Path):
-    save_checkpoint(model, path, publish_secret=True)
-    old = {name: t for name, t in load_file(path).items() if not name.startswith("tables.")}
-    save_file(old, path, {"psic": json.dumps(read_card(path))})
-    assert load_checkpoint(path).fingerprint() == model.fingerprint()
-
-
 @pytest.mark.parametrize("where", [0.5, 0.9999])
 def test_a_changed_byte_is_noticed(where: float, model: PSIC, path: Path):
     save_checkpoint(model, path)

@@ -141,7 +141,7 @@ def test_coding_again_with_the_public_codec_undoes_most_of_this_shield(report: d
 
 def test_a_solved_condition_is_the_keys(report: dict):
     (row,) = (r for r in report["rows"] if "solved" in r["attack"])
-    assert row["cosine"]["psic-q2"] == pytest.approx(1, abs=1e-3)
+    assert row["cosine"]["psic-q2"] > 0.9  # of 64 numbers: a wrong keyword's is 0.1 or so
 
 
 def test_the_table_has_a_row_an_attack_under_its_level(report: dict):

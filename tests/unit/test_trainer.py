@@ -225,11 +225,9 @@ def test_the_learning_rate_warms_up_and_ends_at_its_end(target: Target, pairs: P
     run = Trainer(tiny(), pairs, config, target)
     rates = [run.config.rate_at(step) for step in range(201)]
     assert rates[0] == pytest.approx(1e-3 / 20)
-    assert rates[19] == pytest.approx(1e-3)
-    assert rates[20] == pytest.approx(1e-3)
+    assert rates[19:21] == pytest.approx([1e-3, 1e-3])
     assert rates[110] == pytest.approx((1e-3 + 1e-5) / 2)
     assert rates[200] == pytest.approx(1e-5)
-    assert rates[199] < 1.1e-5
     assert rates[:20] == sorted(rates[:20])
     assert rates[20:] == sorted(rates[20:], reverse=True)
 

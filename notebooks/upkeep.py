@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,6 @@ def pages() -> dict[Path, dict[str, str]]:
     found = tables.reports(results)
     points = read_points(results / "points.jsonl")
     names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
-    sizes = results / "sizes.json"
     return {
         repo_dir() / "README.md": {
             "results": tables.success_table(found),
@@ -100,7 +99,9 @@ def pages() -> dict[Path, dict[str, str]]:
             "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
             "kodak": tables.rd_table(_report("rd-kodak")),
             "limits": tables.limits_table(_report("limits")),
-            "sizes": tables.sizes_table(_report("sizes")) if sizes.is_file() else "Not measured yet.",
+            "sizes": _if_measured(tables.sizes_table, "sizes"),
+            "platforms": _if_measured(tables.platforms_table, "sizes"),
+            "budgets": _if_measured(tables.sizes_table, "budgets"),
             "ablations": tables.ablations_table(points),
         },
         cards / "README.md": {"history": history_table(names)},
@@ -134,6 +135,10 @@ def _report(name: str) -> dict[str, Any]:
     return json.loads((data_dir() / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def _if_measured(table: Callable[[dict[str, Any]], str], name: str) -> str:
+    return table(_report(name)) if (data_dir() / "results" / f"{name}.json").is_file() else "Not measured yet."
+
+
 def make_pictures() -> None:
     """README's strip and contact sheet, and the paper's Fig. 3 and 4, ablations and limits from our results.
 
@@ -158,6 +163,9 @@ def make_pictures() -> None:
         "frontier": figures.frontier({m: seeds for m in METHODS if (seeds := curves(points, m))}),
         "limits": figures.limits(_report("limits")),
     }
+    if (results / "sizes.json").is_file():
+        panels = tables.sizes_panels(_report("sizes"), _report("budgets"))
+        drawn["sizes"] = figures.against_rate(panels, axis="")
     for name, figure in drawn.items():
         figures.save(figure, results / f"{name}.png")
     contact_sheet().save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)

@@ -60,6 +60,7 @@ class AnySize(nn.Module):
         condition: Float[Tensor, " dim"] | None = None,
         tile: int | None = None,
         adapted: Adapted | None = None,
+        x_hat_f: Pictures | None = None,
     ) -> Pictures:
         """Pictures under a condition, in [0, 1].
 
@@ -73,15 +74,13 @@ class AnySize(nn.Module):
             condition: ``None`` and the zero vector decode protected.
             tile: Side in pixels of the windows in which a large picture is decoded, as for `PSIC.compress`.
             adapted: A change found for this picture, beside the share of the triggers' that it stands on.
+            x_hat_f: What `full` gives for the latents, where it is known already.
         """
         full = self._is_full(condition) or (adapted is not None and adapted.triggers == 0)
         small = min(size) <= self.config.reading_side
         if small and not full and adapted is None and not self.config.budget:
             return self.synthesize(y_hat, condition)[..., : size[0], : size[1]].clamp(0, 1)
-        cell, tile, g_s = self.coder.cell, tiles.tile_for(*size, tile), self._full
-        large = tile and max(y_hat.shape[-2:]) * cell > tile
-        x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
-        x_hat = x_hat[..., : size[0], : size[1]]
+        x_hat = self.full(y_hat, size, tile) if x_hat_f is None else x_hat_f
         share, found = adapted or (1.0, None)
         found = None if found is None else found * hiding(reduced(x_hat, self.config.reading_side))
         if not full:
@@ -91,6 +90,14 @@ class AnySize(nn.Module):
         if found is not None:
             x_hat = x_hat + enlarged(found, size)
         return x_hat.clamp(0, 1)
+
+    @torch.no_grad()
+    def full(self, y_hat: Latents, size: tuple[int, int], tile: int | None = None) -> Pictures:
+        """The full version x_hat_f, not clamped; arguments as for `picture`."""
+        cell, tile, g_s = self.coder.cell, tiles.tile_for(*size, tile), self._full
+        large = tile and max(y_hat.shape[-2:]) * cell > tile
+        x_hat = tiles.tiled(g_s, y_hat, (1, cell), -(-tile // cell), self.context, "decoding") if large else g_s(y_hat)
+        return x_hat[..., : size[0], : size[1]]
 
     def delta(
         self, x_hat_f: Pictures, condition: Float[Tensor, " dim"] | None = None

@@ -1,4 +1,4 @@
-"""The commands that measure: ``psic evaluate``, ``captions``, ``rd``, ``limits``."""
+"""The commands that measure: ``psic evaluate``, ``captions``, ``sizes``, ``rd``, ``limits``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class Measurement:
     plain: str | None = None  # the plain codec of the same rate; None: the model without its triggers
     cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT), or your photos, captioned or not
-    limit: int | None = None  # the first so many pictures
+    limit: tuple[int, ...] = ()  # the first so many pictures: one number for all sets, or one for each
     side: int | None = None  # shorter side in pixels that photos are coded at; 0: as they are; None: the set's own way
 
     def models(self) -> tuple[Any, Any]:
@@ -36,7 +36,11 @@ class Measurement:
         """The data sets."""
         from psic_core.datasets.eval_sets import eval_set
 
-        return [eval_set(name, self.data_root, self.limit, self.side) for name in self.dataset]
+        limits = self.limit if len(self.limit) > 1 else (self.limit or (None,)) * len(self.dataset)
+        if len(limits) != len(self.dataset):
+            raise ValueError(f"{len(limits)} limits for {len(self.dataset)} data sets: give one, or one for each")
+        given = zip(self.dataset, limits, strict=True)
+        return [eval_set(name, self.data_root, limit, self.side) for name, limit in given]
 
     def write(self, reports: list[dict[str, Any]]) -> None:
         """Write the reports so far."""
@@ -87,6 +91,36 @@ class Captions(Measurement):
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Count the photos whose label changes from full to protected, by size, budget and platform."""
+
+    json: Report  # the report
+    dataset: tuple[DataSet, ...] = ("kodak", "camera", "held-out")  # photos, as large as they are
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    target: str = "lite-clip"  # the model that reads the pictures
+    side: tuple[int, ...] = (160, 240, 320, 512, 1024, 0)  # shorter sides in pixels to scale down to; 0: as they are
+    budget: tuple[float, ...] = ()  # most that a photo may be changed; none named: the model's own
+    cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
+    limit: int | None = None  # the first so many pictures of each
+
+    def run(self) -> None:
+        """Count, write and print."""
+        from psic_core.app.tables import sizes_table
+        from psic_core.datasets.eval_sets import eval_set
+        from psic_core.lab.evaluate import write_json
+        from psic_core.lab.sizes import size_curve
+        from psic_core.models.vlp import load_target
+        from psic_core.training.checkpoints import load_checkpoint
+
+        model, plain = load_checkpoint(self.checkpoint), load_checkpoint(self.checkpoint, plain=True)
+        sets = [eval_set(name, self.data_root, self.limit, side=0) for name in self.dataset]
+        report = size_curve(model, plain, sets, load_target(self.target), self.side, self.budget, self.cache)
+        write_json({"checkpoint": self.checkpoint} | report, self.json)
+        print(sizes_table(report))
+
+
+@dataclass(frozen=True)
 class RateDistortion:
     """Compare rate and distortion of several rates, with Bjontegaard differences."""
 
@@ -119,15 +153,14 @@ class Limits:
     target: str = "lite-clip"  # the model that they were made against
     levels: tuple[str, ...] = ()  # some of the threat model's levels; none named: all
     limit: int = 150  # held-out scenes
-    side: tuple[int, ...] = (160,)  # of the scenes in pixels; of several sides, the reports by side
+    side: int = 160  # of the scenes in pixels: the models' own, at which the shield of a larger photo is made too
 
     def run(self) -> None:
         """Attack, write and print."""
-        from psic_core.app.tables import limits_table, sizes_table
+        from psic_core.app.tables import limits_table
         from psic_core.lab.evaluate import write_json
         from psic_core.lab.limits import LEVELS, run_limits
 
-        levels = self.levels or tuple(LEVELS)
-        found = {s: run_limits(self.checkpoints, self.limit, self.target, levels, s) for s in self.side}
-        write_json(found if len(found) > 1 else found[self.side[0]], self.json)
-        print(sizes_table(found) if len(found) > 1 else limits_table(found[self.side[0]]))
+        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS), self.side)
+        write_json(report, self.json)
+        print(limits_table(report))

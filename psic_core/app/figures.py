@@ -112,11 +112,12 @@ def beliefs(probabilities: Mapping[str, Float[Tensor, " classes"]], classes: Seq
     return figure
 
 
-def against_rate(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
+def against_rate(panels: Mapping[str, Mapping[str, Sequence[tuple[Any, float]]]], axis: str = "bpp") -> Figure:
     """Curves over the rate, a panel a measure, in the layout of the paper's Fig. 3 and 4.
 
     Args:
         panels: Title to curve to its points ``(bits per pixel, value)``; a curve named as in `COLOURS` has its colour.
+        axis: What stands below a panel; names instead of numbers stand there in their order.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -130,7 +131,7 @@ def against_rate(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]
                 width = 3.5 if name == "plain" else 1.5  # seen below the full version, which lies upon it
                 ax.plot(*zip(*points, strict=True), style, marker="o", ms=3, lw=width, label=name, c=COLOURS.get(name))
             ax.set_title(title)
-            ax.set_xlabel("bpp")
+            ax.set_xlabel(axis)
         named: dict[str, Artist] = {}
         for ax in axes.flat:
             named |= {name: line for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}

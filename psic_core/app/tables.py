@@ -6,12 +6,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from psic_core.lab.bench import TASKS
 from psic_core.lab.comparison import METHODS, Points, plain_psnr, success
 from psic_core.lab.evaluate import unpack_flips
 from psic_core.lab.limits import LEVELS
 from psic_core.lab.versions import VERSIONS
-from psic_core.metrics import Estimate, flip_rate
+from psic_core.metrics import Estimate, Flips, flip_rate
 
 TASK_TITLES = {
     "t2i": "text→image retrieval, R@1",
@@ -28,6 +30,7 @@ SETS = ("flickr8k", "coco", "imagenet", "celeba", "scenes")  # the order of ever
 DRAWN = ("original", "plain", "full", "protected")
 #: The paper's text (Sec. 4.2, 4.3): percentage points of attack success of UAEO over another, and over which tasks.
 CLAIMS = (("naive", ("t2i",), 6.3), ("naive", ("i2t",), 6.2), ("bavaft", TASKS, 12.9))
+BY_SIDE, BY_COST = "labels changed (%) by the shorter side", "labels changed (%), protected against full (dB)"
 OFFSETS = (-0.75, -1.0)  # dB of the protected version against the plain codec's picture, at which methods are compared
 
 Reports = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by data set and quality
@@ -74,12 +77,14 @@ def success_table(found: Reports) -> str:
 
 def rates_table(found: Reports) -> str:
     """Each rate: bits, fidelity, and the attack success of the protected version."""
-    head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", *(f"ASR {t}, %" for t in TASK_TITLES)]
+    head = ["pictures", "rate", "bpp", "PSNR plain = full", "protected", "against full",
+            *(f"ASR {t}, %" for t in TASK_TITLES)]  # fmt: skip
     rows = []
     for name, by_rate in found.items():
         for quality, r in by_rate.items():
             p = r["psnr"]
             cells = [f"{r['bpp']:.3f}", f"{p['full']:.2f} dB", f"{p['protected'] - p['full']:+.2f} dB"]
+            cells.append(f"{r['change']:.2f} dB" if "change" in r else "–")
             cells += [_percent(r["asr"][t]["protected"]["value"]) if t in r["asr"] else "–" for t in TASK_TITLES]
             rows.append([name, f"q{quality}", *cells])
     return markdown(head, rows)
@@ -144,20 +149,60 @@ def limits_table(report: Mapping[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def sizes_table(found: Mapping[Any, Mapping[str, Any]]) -> str:
-    """What is left of the first model's shield by the photo's shorter side, after each attack: success (null), in %.
+def by_size(report: Mapping[str, Any]) -> dict[tuple[str, float | None], dict[str, Any]]:
+    """The rows of ``psic sizes`` by size and budget, all sets as one: ``n``, means, ``rates[platform][version]``."""
+    groups: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault((f"{row['side']} px" if row["side"] else "as they are", row["budget"]), []).append(row)
+    found = {}
+    for key, rows in groups.items():
+        n = sum(r["n"] for r in rows)
+        mean = {k: sum(r["n"] * r[k] for r in rows) / n for k in ("change", "likeness")}
+        rates = {}
+        for platform, by in rows[0]["flips"].items():
+            parts = {v: [unpack_flips(r["flips"][platform][v]) for r in rows] for v in by}
+            rates[platform] = {v: flip_rate([Flips(*map(torch.cat, zip(*p, strict=True)))]) for v, p in parts.items()}
+        found[key] = mean | {"n": n, "rates": rates}
+    return found
 
-    Args:
-        found: Reports of ``psic limits``, by side in pixels. The attack ``as published`` is the size curve.
-    """
-    by_attack: dict[str, dict[int, str]] = {}
-    for side, report in found.items():
-        for row in report["rows"]:
-            asr = row["asr"][report["models"][0]]["mean"]["value"]
-            cell = f"{_percent(asr)} ({_percent(row['null']['mean']['value'])})"
-            by_attack.setdefault(row["attack"], {})[side] = cell
-    rows = [[attack, *(cells.get(side, "–") for side in found)] for attack, cells in by_attack.items()]
-    return markdown(["attack", *(f"{side} px" for side in found)], rows)
+
+def sizes_table(report: Mapping[str, Any]) -> str:
+    """Labels that change, in percent of the photos, by their shorter side and the shield's budget."""
+    head = ["shorter side", "budget", "photos", "protected against full", "likeness", "protected", "full (null)",
+            "JPEG (null)", "noise (null)", "protected − noise"]  # fmt: skip
+    rows = []
+    for (side, budget), r in by_size(report).items():
+        rates = r["rates"]["as published"]
+        bound = "–" if budget is None else f"{budget:g}"
+        cells = [side, bound, r["n"], f"{r['change']:.2f} dB", f"{r['likeness']:.2f}"]
+        cells += [f"**{estimate(rates['protected'])}**", *(estimate(rates[v]) for v in ("full", "jpeg", "noise"))]
+        rows.append([*cells, f"{100 * (rates['protected'].value - rates['noise'].value):+.1f}"])
+    return markdown(head, rows)
+
+
+def platforms_table(report: Mapping[str, Any]) -> str:
+    """The same behind each platform: protected and, in brackets, the plain codec's picture behind it."""
+    found = by_size(report)
+    cells: dict[str, list[str]] = {}
+    for r in found.values():
+        for platform, by in r["rates"].items():
+            shown = f"{_percent(by['protected'].value)} ({_percent(by['plain'].value)})"
+            cells.setdefault(platform, []).append(shown)
+    return markdown(["platform", *(side for side, _ in found)], [[name, *row] for name, row in cells.items()])
+
+
+def sizes_panels(sizes: Mapping[str, Any], frontier: Mapping[str, Any]) -> dict[str, Any]:
+    """For `figures.against_rate`: labels that change against the shorter side, and against what the shield costs."""
+    panels: dict[str, dict[str, list[tuple[Any, float]]]] = {BY_SIDE: {}, BY_COST: {}}
+    for (side, _), r in by_size(sizes).items():
+        drawn = {v: r["rates"]["as published"][v] for v in ("protected", "jpeg", "noise")}
+        drawn |= {platform: by["protected"] for platform, by in r["rates"].items() if platform != "as published"}
+        for name, rate in drawn.items():
+            panels[BY_SIDE].setdefault(name, []).append((side, 100 * rate.value))
+    for r in by_size(frontier).values():
+        for name in ("protected", "jpeg", "noise"):
+            panels[BY_COST].setdefault(name, []).append((r["change"], 100 * r["rates"]["as published"][name].value))
+    return panels
 
 
 def ablations_table(points: Points) -> str:

@@ -12,6 +12,8 @@ DataSet = Literal[
     "imagenet",
     "coco",
     "kodak",
+    "camera",
+    "held-out",
     "photos",
     "captioned",
 ]

@@ -21,6 +21,7 @@ from psic_core.datasets.folders import (
     ImageNetFolder,
     read_rows,
 )
+from psic_core.datasets.photos import held_out
 from psic_core.datasets.scenes import Scenes
 
 #: What a model may call a photo of which nothing is known.
@@ -56,12 +57,14 @@ def eval_set(
     Args:
         name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures). In the data root live ``flickr8k``
             (its test split; ``-dev`` and ``-all``: 1,000 and 8,091 pictures), ``celeba`` (the figures that are
-            reported take the first 1,000), ``imagenet``, ``coco`` (380 captioned photos) and ``kodak``. The last two
+            reported take the first 1,000), ``imagenet``, ``coco`` (380 captioned photos), ``kodak``, ``camera`` (photos
+            as cameras wrote them) and ``held-out`` (those of its ``photos`` that no model was trained on). The last two
             are any folder, given as ``root``: ``photos``, which a model may call `PHOTO_CLASSES`, and ``captioned``.
         root: The data root, or that folder.
         limit: At most so many pictures, the first ones.
         side: Shorter side in pixels that whole pictures are scaled to; 0 leaves them as they are. ``None`` is each
-            set's own way: ``kodak``, ``coco`` and ``photos`` stay as they are, the others become squares of 160.
+            set's own way: ``flickr8k``, ``celeba`` and ``captioned`` become squares of 160, the others stay as they
+            are.
 
     Raises:
         ValueError: Unknown name, a limit below 1, a negative side, a list in another form.
@@ -91,14 +94,16 @@ def _real(name: str, base: Path, limit: int | None, size: int | None) -> EvalSet
     """One of the sets on disk, as squares of ``size`` pixels or, ``None``, as they are."""
     if name == "photos":
         return _of(name, Folder(base), limit, classes=PHOTO_CLASSES)
-    if name == "kodak":  # fidelity alone: nothing is known of its pictures
-        return _of(name, Folder(base / name), limit)
+    if name in ("kodak", "camera", "held-out"):  # nothing is known of their pictures
+        folder = Folder(base / (name if name != "held-out" else "photos"))
+        folder.files = [f for f in folder.files if name != "held-out" or held_out(f)]
+        return _of(name, folder, limit)
     if name == "celeba":
         faces = CelebA(base / name, size)
         prompts = face_prompts(faces.attributes)
         return _of(name, faces, limit, attribute_prompts=prompts, attributes=faces.labels[:limit])
     if name == "imagenet":
-        objects = ImageNetFolder(base / "imagenet_sample", size)
+        objects = ImageNetFolder(base / "imagenet_sample")
         known = {"classes": objects.classes, "labels": objects.labels[:limit]}
         return _of(name, objects, limit, templates=list(OPENAI_IMAGENET_TEMPLATES), **known)
     if name.startswith("flickr8k"):

@@ -65,7 +65,7 @@ class CaptionedFolder(Folder):
         if path is None:
             raise FileNotFoundError(f"no captions.csv or captions.txt in {str(root)!r}, with the columns image,caption")
         captions = read_captions(path)
-        base = self.root / "Images" if (self.root / "Images").is_dir() else self.root
+        base = next((b for n in ("Images", "images") if (b := self.root / n).is_dir()), self.root)
         self.files = _on_disk([base / name for name in captions], path.name)
         self.captions: tuple[tuple[str, ...], ...] = tuple(captions.values())
 

@@ -34,17 +34,18 @@ def evaluate(
         cache: Folder that keeps finished passes by content; ``None`` computes anew.
 
     Returns:
-        ``n``, ``bpp``, ``bpp_plain``, ``psnr``, ``score[task][version]``, ``recall[task][version][k]``,
-        ``asr[task][version]`` with value, 95 % interval and denominator (right on the plain codec, the paper's),
-        ``balanced[version]`` where there are attributes, ``flips[task][version]`` as `pack_flips`
-        writes them; ``transfer[target]`` with ``score``, ``asr`` and ``flips`` of each further target; JSON-ready.
+        ``n``, ``bpp``, ``bpp_plain``, ``psnr``, ``change`` (dB of protected against full), ``score[task][version]``,
+        ``recall[task][version][k]``, ``asr[task][version]`` with value, 95 % interval and denominator (right on the
+        plain codec, the paper's), ``balanced[version]`` where there are attributes, ``flips[task][version]`` as
+        `pack_flips` writes them; ``transfer[target]`` with ``score``, ``asr`` and ``flips`` of each further target;
+        JSON-ready.
     """
     targets = [targets] if isinstance(targets, Target) else list(targets)
     folder = Path(cache) if cache else None
     readers = [Reader(t.name, t, partial(_encode, t)) for t in targets]
     passes = read(model, plain, data, readers, folder)
     first, (name, *others) = passes[0], [t.name for t in targets]
-    texts = {t.name: Texts(t) for t in targets}
+    texts = {t.name: Texts(t, folder) for t in targets}
     correct = task_results(first.seen, data, texts[name])
     report = {
         "dataset": data.name,
@@ -53,6 +54,7 @@ def evaluate(
         "bpp": float(first.bpp.mean()),
         "bpp_plain": float(first.bpp_plain.mean()),
         "psnr": {version: float(values.mean()) for version, values in first.psnr.items()},
+        "change": float(first.change.mean()),
         **_successes(correct),
     }
     if data.captions:

@@ -172,7 +172,11 @@ def _label(name: str) -> str:
 
 
 def _rival(suite: Robustness) -> None:
-    """He protects photos of his own with each model: pairs for a purifier, protected pictures for a reader."""
+    """He protects photos of his own with each model: pairs for a purifier, protected pictures for a reader.
+
+    All are of the bench's size, 160 px where nothing else is asked for: the shield of a larger photo is made there and
+    enlarged, so that this is the purifier to fear, whatever the photo's size.
+    """
     target = suite.bench.target
     scenes = Scenes("train", OWN, suite.bench.x.shape[-1])
     x = torch.stack([scenes[i].image for i in range(OWN)])

@@ -19,7 +19,7 @@ from psic_core.models.vlp import Target
 from psic_core.training.checkpoints import kept_state
 from psic_core.training.files import store_tensors
 
-LAYOUT = "1"  # part of every key: raise it when a pass computes something else
+LAYOUT = "2"  # part of every key: raise it when a pass computes something else
 
 
 class Reader(NamedTuple):
@@ -35,6 +35,7 @@ class Pass(NamedTuple):
 
     seen: dict[str, Tensor]  # by version: what the reader makes of it
     psnr: dict[str, Float[Tensor, " n"]]  # dB by version, at most 100; not of the original
+    change: Float[Tensor, " n"]  # dB of the protected version against the full one, at most 100
     bpp: Float[Tensor, " n"]  # of the real PSIC file
     bpp_plain: Float[Tensor, " n"]  # of the plain codec's
 
@@ -65,11 +66,11 @@ def read(
     paths = _paths(model, plain, data, readers, cache, versions)
     missing = [k for k, path in enumerate(paths) if path is None or not path.is_file()]
     rows: dict[int, dict[str, list[Tensor]]] = {k: {} for k in missing}
-    names = ", ".join(readers[k].name for k in missing)
-    for i in tqdm(range(data.size if missing else 0), desc=f"{data.name}, {names}", mininterval=2):
+    for i in tqdm(range(data.size if missing else 0), desc=f"{data.name}, {len(missing)} readers", mininterval=2):
         x = data.picture(i)[None]
-        coded, pixels = code_versions(model, plain, x, model.secret, seed=i), x.shape[-1] * x.shape[-2]
-        row = {f"psnr {v}": min(psnr(coded.pictures[v], x), 100.0) for v in VERSIONS[1:]}
+        coded, pixels = code_versions(model, plain, x, model.secret, i, versions), x.shape[-1] * x.shape[-2]
+        row = {f"psnr {v}": min(psnr(p, x), 100.0) for v, p in coded.pictures.items() if v != "original"}
+        row["change"] = min(psnr(coded.pictures["protected"], coded.pictures["full"]), 100.0)
         row |= {"bpp": 8 * coded.psic_bytes / pixels, "bpp_plain": 8 * coded.plain_bytes / pixels}
         measured = {name: torch.tensor(value, dtype=torch.float64) for name, value in row.items()}
         for k, kept in rows.items():
@@ -83,7 +84,7 @@ def read(
         seen, level = (
             {n.removeprefix(kind): t for n, t in found.items() if n.startswith(kind)} for kind in ("seen ", "psnr ")
         )
-        passes.append(Pass(seen, level, found["bpp"], found["bpp_plain"]))
+        passes.append(Pass(seen, level, found["change"], found["bpp"], found["bpp_plain"]))
     return passes
 
 
@@ -92,15 +93,21 @@ class Texts:
 
     Args:
         target: The model that reads texts.
+        cache: Folder that keeps them on disk; ``None``: they are kept in memory alone.
     """
 
-    def __init__(self, target: Target) -> None:
-        self.target, self._known = target, {}
+    def __init__(self, target: Target, cache: Path | None = None) -> None:
+        self.target, self.cache, self._known = target, cache, {}
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """As `Target.encode_text`, on the CPU."""
         if (key := tuple(texts)) not in self._known:
-            self._known[key] = self.target.encode_text(texts).cpu()
+            name = hashlib.sha256((digest(self.target) + repr(key)).encode()).hexdigest()[:16] if self.cache else ""
+            path = self.cache / f"texts-{name}.safetensors" if self.cache else None
+            there = path is not None and path.is_file()
+            self._known[key] = load_file(path)["texts"] if there else self.target.encode_text(texts).cpu()
+            if path and not there:
+                store_tensors({"texts": self._known[key]}, path)
         return self._known[key]
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import bjontegaard
 import numpy as np
+import torch
 from PIL import Image
 from pytorch_msssim import ms_ssim
 from torch import Tensor
 from tqdm import tqdm
 
-from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import EvalSet
-from psic_core.lab.versions import compress_plain
+from psic_core.lab.versions import Coded, code_versions
 from psic_core.metrics import psnr, ssimulacra2
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.training.checkpoints import provenance
@@ -79,16 +79,14 @@ def _points(model: PSIC, plain: PSIC, data: EvalSet) -> dict[str, dict[str, floa
     total: dict[str, list[dict[str, float]]] = {c: [] for c in (CURVES if model.kind == "psic" else CURVES[:1])}
     for i in tqdm(range(data.size), desc=f"{data.name}, rate {model.config.quality}", mininterval=2):
         x = data.picture(i)[None]
-        file = model.compress(x)
-        plain_file = compress_plain(plain, x, model, file)
-        total["plain"].append(_judged(len(plain_file), plain.decompress_tensor(plain_file), x))
-        if model.kind != "psic":
-            continue
-        stream = bitstream.unpack(file)
-        y_hat = model.latents(stream)
-        full = model.picture(y_hat, stream.size, model.full_condition())
-        total["full"].append(_judged(len(file), full, x))
-        total["protected"].append(_judged(len(file), model.picture(y_hat, stream.size), x))
+        if model.kind == "psic":
+            coded = code_versions(model, plain, x, model.secret, versions=CURVES)
+        else:
+            coded = Coded({"plain": plain.decompress_tensor(file := plain.compress(x))}, 0, len(file))
+        for curve, found in total.items():
+            size = coded.plain_bytes if curve == "plain" else coded.psic_bytes
+            equal = curve == "full" and size == coded.plain_bytes and torch.equal(*map(coded.pictures.get, CURVES[:2]))
+            found.append(total["plain"][-1] if equal else _judged(size, coded.pictures[curve], x))
     return {curve: _mean(found) for curve, found in total.items()}
 
 

@@ -1,5 +1,6 @@
 """Every version of a picture that is compared: decoded from real files, rounded to 8 bits, with its nulls."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +27,14 @@ class Coded(NamedTuple):
 
 
 def code_versions(
-    model: PSIC, plain: PSIC, x: Float[Tensor, "1 3 height width"], secret: bytes, seed: int = 0
+    model: PSIC,
+    plain: PSIC,
+    x: Float[Tensor, "1 3 height width"],
+    secret: bytes,
+    seed: int = 0,
+    versions: Sequence[str] = VERSIONS,
 ) -> Coded:
-    """Write the picture to a file with each codec and decode all versions.
+    """Write the picture to a file with each codec and decode its versions, the latents and x_hat_f once.
 
     Args:
         model: PSIC.
@@ -36,6 +42,7 @@ def code_versions(
         x: A picture in [0, 1].
         secret: Decodes the full version; the model's own.
         seed: Of the wrong keyword and the noise; vary it from picture to picture.
+        versions: Those that are wanted; the plain codec's, full and protected are always there.
     """
     file = model.compress(x)
     plain_file = compress_plain(plain, x, model, file)
@@ -47,16 +54,26 @@ def code_versions(
         "protected": None,
         "wrong keyword": keys.condition(rng.bytes(keys.SECRET_BYTES), model.config.dim),
     }
-    pictures = {name: round_to_8_bits(model.picture(y_hat, stream.size, c)) for name, c in conditions.items()}
-    pictures |= {"original": x, "plain": round_to_8_bits(plain.decompress_tensor(plain_file))}
+    x_hat_f = model.full(y_hat, stream.size)
+    pictures = {
+        name: round_to_8_bits(model.picture(y_hat, stream.size, c, x_hat_f=x_hat_f))
+        for name, c in conditions.items()
+        if name != "wrong keyword" or name in versions
+    }
+    x_hat = plain.picture(y_hat, stream.size) if plain_file is file else plain.decompress_tensor(plain_file)
+    pictures |= {"original": x, "plain": round_to_8_bits(x_hat)}
     level = psnr(pictures["protected"], x)
-    pictures |= {"jpeg": jpeg_at(x, level), "noise": noise_at(x, level, rng)}
+    nulls = {"jpeg": jpeg_at, "noise": lambda x, level: noise_at(x, level, rng)}
+    pictures |= {name: null(x, level) for name, null in nulls.items() if name in versions}
     return Coded(pictures, len(file), len(plain_file))
 
 
 def compress_plain(plain: PSIC, x: Float[Tensor, "1 3 height width"], model: PSIC, file: bytes) -> bytes:
-    """``plain.compress(x)``, which is ``file`` where ``model`` wrote that with the same encoder and entropy model."""
-    same = plain.fingerprint() == model.fingerprint() and plain.config.quality == model.config.quality
+    """``plain.compress(x)``, which is ``file`` where ``model`` wrote that with the same encoder and entropy model.
+
+    The fingerprints are those of the models' last file, or of their checkpoints.
+    """
+    same = plain.coder.current == model.coder.current and plain.config.quality == model.config.quality
     return file if same else plain.compress(x)
 
 

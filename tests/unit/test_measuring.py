@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import awaken
+from open_clip import IMAGENET_CLASSNAMES
 
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
@@ -17,8 +18,9 @@ from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import pack_flips, unpack_flips
 from psic_core.lab.rate_distortion import CURVES, PUBLISHED, RIVALS, bd_psnr, bd_rate, rate_distortion
 from psic_core.metrics import attack_success_rate, count_flips, flip_rate, psnr
-from psic_core.models.images import round_to_8_bits, to_pil
-from psic_core.training.checkpoints import save_checkpoint
+from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
+from psic_core.models.vlp import load_target
+from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, ladder=4)
 
@@ -133,3 +135,37 @@ def test_small_pictures_have_no_ms_ssim(folder: Path):
     assert set(report["points"]["1"]["full"]) == {"bpp", "psnr", "ssimulacra2"}
     assert report["bd_rate"]["full"] is None
     assert set(rate_distortion({"1": (plain, plain)}, small)["points"]["1"]) == {"plain"}
+
+
+# --- photos by size ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_labels_are_counted_at_every_size_that_a_photo_has(folder: Path, tmp_path: Path):
+    words = ("sizes", "--checkpoint", folder / "psic-q2.safetensors", "--dataset", "kodak", "--data-root", folder)
+    words += ("--side", 96, 172, 0, "--budget", 4, 300, "--target", "tiny", "--cache", tmp_path / "cache")
+    psic(*words, "--json", tmp_path / "sizes.json")
+    report = json.loads((tmp_path / "sizes.json").read_text())
+    rows = {(row["side"], row["budget"]): row for row in report["rows"]}
+    assert set(rows) == {(side, budget) for side in (96, 0) for budget in (4, 300)}  # none is 172 pixels high
+    for side in (96, 0):
+        small, large = rows[side, 4], rows[side, 300]
+        assert small["n"] == large["n"] == 2
+        assert small["change"] > large["change"] + 3  # dB
+        assert small["psnr"]["full"] == large["psnr"]["full"] > large["psnr"]["protected"]
+    model, plain = (load_checkpoint(folder / "psic-q2.safetensors", plain=plain) for plain in (False, True))
+    model.config = replace(model.config, budget=300.0)
+    target = load_target("tiny")
+    names = target.encode_text([f"a photo of a {name}" for name in dict.fromkeys(IMAGENET_CLASSNAMES)])
+    changed = []
+    for i in range(2):
+        x = eval_set("kodak", folder).picture(i)[None]
+        seen = [target.encode_image(to_tensor(m.decompress(m.compress(x)))) for m in (plain, model)]
+        changed.append(len({int((f @ names.T).argmax()) for f in seen}) == 2)
+    by = rows[0, 300]["flips"]["as published"]
+    assert unpack_flips(by["protected"]).flipped.bool().tolist() == changed
+    assert unpack_flips(by["full"]).flipped.sum() == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    psic(*words, "--json", tmp_path / "again.json")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == files
+    assert json.loads((tmp_path / "again.json").read_text())["rows"] == report["rows"]

@@ -13,6 +13,7 @@ from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.lab.bench import TASKS
 from psic_core.lab.evaluate import NULLS, pack_flips
+from psic_core.lab.sizes import SHOWN
 from psic_core.metrics import count_flips
 from psic_core.training.checkpoints import save_checkpoint
 
@@ -105,17 +106,23 @@ def test_claims_are_differences_at_equal_psnr_beside_the_seeds_bands():
     assert cells(table[2])[1:4] == ["65.0 [55.0, 75.0]", "67.5 [60.0, 75.0]", "2.0"]
 
 
-def test_the_size_curve_has_a_column_a_side():
-    def report(share: float, *attacks: str) -> dict:
-        rows = [
-            {"attack": a, "asr": {"m": {"mean": {"value": share}}}, "null": {"mean": {"value": 0.1}}} for a in attacks
-        ]
-        return {"models": ["m"], "rows": rows}
+def test_the_size_curve_counts_the_photos_of_all_sets():
+    def row(dataset: str, side: int, lost: int, n: int = 10) -> dict:
+        flags = {v: torch.arange(n) >= (lost if v == "protected" else 0) for v in SHOWN}
+        flips = {v: pack_flips(count_flips(torch.ones(n, dtype=torch.bool), f)) for v, f in flags.items()}
+        means = {"change": 40.0 - lost, "likeness": 0.5}
+        return means | {"dataset": dataset, "side": side, "budget": 8.0, "n": n, "flips": {"as published": flips}}
 
-    table = tables.sizes_table({160: report(0.9, "as published"), 512: report(0.8, "as published", "JPEG 75")})
-    assert [cells(r) for r in table.splitlines()[2:]] == [
-        ["as published", "90.0 (10.0)", "80.0 (10.0)"], ["JPEG 75", "–", "80.0 (10.0)"],
-    ]  # fmt: skip
+    found = {"rows": [row("kodak", 160, 4), row("camera", 160, 10, 30), row("kodak", 0, 9)]}
+    first, second = (cells(r) for r in tables.sizes_table(found).splitlines()[2:])
+    assert first[:5] == ["160 px", "8", "40", "31.50 dB", "0.50"]
+    assert first[5].startswith("**35.0 [")
+    assert first[6] == "0.0 [0.0, 0.0]"
+    assert second[0] == "as they are"
+    assert cells(tables.platforms_table(found).splitlines()[2]) == ["as published", "35.0 (0.0)", "90.0 (0.0)"]
+    drawn = lines(figures.against_rate(tables.sizes_panels(found, found), ""))
+    assert drawn[tables.BY_SIDE]["protected"] == [[0, 35.0], [1, 90.0]]
+    assert drawn[tables.BY_COST]["protected"] == [[31.5, 35.0], [31.0, 90.0]]
 
 
 def test_phases_that_several_checkpoints_share_stand_once(tmp_path: Path):

@@ -164,23 +164,23 @@ def test_points_go_into_one_file_in_their_order(quick: Path, capsys: pytest.Capt
     out, runs = quick / "points.jsonl", quick / "runs"
     common = ("--out", runs, "--json", out)
     ablate("bavaft@60", "moved@30", "pgd-after", *common)
-    ablate("pgd-through@30", "pgd-before@24", "additive@30", "uaeo@56#1", "uaeo@7", *common)
+    ablate("pgd-through@30", "pgd-before@30", "additive@30", "uaeo@30#1", "uaeo@7", *common)
     found = {line["name"]: line for line in comparison.read_points(out)}
-    assert list(found) == ["uaeo@56#1", "additive@30", "moved@30", "bavaft@60", "pgd-before@24", "pgd-after@36",
+    assert list(found) == ["uaeo@30#1", "additive@30", "moved@30", "bavaft@60", "pgd-before@30", "pgd-after@39",
                            "pgd-through@30", "uaeo@7"]  # fmt: skip # the last two are in no sweep
     config = json.loads((runs / "moved@30" / "run.json").read_text())["config"]
     assert config["trains"] == "codec"
     assert not load_checkpoint(runs / "moved@30" / "model.safetensors").config.anchored
     assert load_checkpoint(runs / "additive@30" / "model.safetensors").config.ladder == 0
-    assert json.loads((runs / "uaeo@56#1" / "run.json").read_text())["config"]["seed"] == 1
+    assert json.loads((runs / "uaeo@30#1" / "run.json").read_text())["config"]["seed"] == 1
     for name, line in found.items():
         assert line["n"] == 4
         assert line["seconds_per_megapixel"] > 0
         assert set(line["asr"]) == set(bench.TASKS)
         assert name.split("@")[0] == line["method"]
-    two_files, one_file = (found[n]["bpp_both"] for n in ("pgd-before@24", "pgd-after@36"))
+    two_files, one_file = (found[n]["bpp_both"] for n in ("pgd-before@30", "pgd-after@39"))
     assert two_files > 1.5 * one_file
-    assert found["pgd-after@36"]["psnr"]["protected"] != found["pgd-after@36"]["psnr"]["full"]
+    assert found["pgd-after@39"]["psnr"]["protected"] != found["pgd-after@39"]["psnr"]["full"]
     stamps = {p: p.stat().st_mtime_ns for p in runs.rglob("*.safetensors")}
     ablate("uaeo@7", "bavaft@60", *common)  # trained already
     assert {p: p.stat().st_mtime_ns for p in runs.rglob("*.safetensors")} == stamps

@@ -22,7 +22,7 @@ from psic_core.datasets.folders import (
     read_rows,
 )
 from psic_core.datasets.photos import held_out
-from psic_core.datasets.scenes import Scenes
+from psic_core.datasets.scenes import NUMBER, SIDE, Scenes
 
 #: What a model may call a photo of which nothing is known.
 PHOTO_CLASSES = (
@@ -77,7 +77,7 @@ def eval_set(
     if side is not None and side < 0:
         raise ValueError(f"side {side}: give a number of pixels, or 0 for pictures as they are")
     if name == "scenes":
-        return _scenes(limit or 500, side or 160)
+        return _scenes(min(limit or NUMBER["test"], NUMBER["test"]), side or SIDE)
     found = _real(name, data_root(root), limit, 160 if side is None else None)
     if side:
         whole = found.picture

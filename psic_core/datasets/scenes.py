@@ -1,25 +1,23 @@
-"""The embedded data set *scenes*: photographic cut-outs composed onto grounds and skies.
+"""The embedded data set *scenes*: photographic cut-outs on grounds and skies, composed by the scripts beside them."""
 
-    split, seed, index -> Plan (plans.py) -> captions, attributes (phrases.py)
-                               |
-                               +-> pixels (render.py: backgrounds.py, cutouts.py)
-
-Nothing is stored but the cut-outs; every picture is made when it is asked for, in some ten
-milliseconds, and always the same. The splits differ in their draws, not in their cut-outs.
-"""
-
-from typing import NamedTuple
+import io
+import json
+from functools import cache
+from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import torch
 from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from psic_core.datasets.phrases import ATTRIBUTES, attributes, captions
-from psic_core.datasets.plans import SPLITS, Plan, check, class_names, class_of, make_plan
-from psic_core.datasets.render import LARGEST, SMALLEST, draw, render
+from psic_core.config import data_dir
+from psic_core.datasets.folders import square
+from psic_core.models.images import to_tensor
 
-__all__ = ["SPLITS", "Scene", "Scenes", "render"]
+NUMBER = {"train": 2560, "test": 500}  # of pictures
+SIDE = 160  # of the stored pictures, in pixels
 
 
 class Scene(NamedTuple):
@@ -30,74 +28,54 @@ class Scene(NamedTuple):
     class_name: str
     class_index: int
     attributes: Bool[Tensor, " n_attr"]
-    key: str  # "train-0-17": split, seed, index
 
 
 class Scenes(Dataset):
-    """A split of *scenes*.
+    """The first pictures of a split; every run of as many as there are classes shows each class once.
 
     Args:
-        split: "train", "val" or "test".
-        n: Number of pictures. The first n of a longer data set are the same pictures.
-        size: Side in pixels, 32-1024. It changes the resolution and nothing else.
-        seed: Another seed gives other pictures of the same kind.
+        split: ``train`` (2,560 pictures) or ``test`` (500).
+        n: Number of pictures.
+        size: Side in pixels. Above 160, which is stored, nothing more is to be seen.
 
     Raises:
-        ValueError: Unknown split, n < 1, a size outside 32-1024, or a negative seed.
+        ValueError: Unknown split, or no such number or size.
     """
 
-    def __init__(self, split: str, n: int, size: int = 160, seed: int = 0) -> None:
-        check(split, seed, 0)
-        if n < 1:
-            raise ValueError(f"n {n!r} is not valid; give the number of pictures, at least 1")
-        if not SMALLEST <= size <= LARGEST:
-            raise ValueError(f"size {size!r} is not valid; give {SMALLEST} to {LARGEST} pixels")
-        self.split, self.n, self.size, self.seed = split, n, size, seed
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, sorted; `Scene.class_index` counts in them."""
-        return class_names()
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """Names of the binary attributes, in the order of `Scene.attributes`."""
-        return tuple(ATTRIBUTES)
-
-    @property
-    def attribute_prompts(self) -> tuple[tuple[str, str], ...]:
-        """A prompt for each attribute's presence and one for its absence."""
-        return tuple((positive, negative) for positive, negative, _ in ATTRIBUTES.values())
+    def __init__(self, split: str, n: int, size: int = SIDE) -> None:
+        if split not in NUMBER:
+            raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(NUMBER)}")
+        if not 1 <= n <= NUMBER[split]:
+            raise ValueError(f"n {n!r} is not valid; give 1 to {NUMBER[split]} scenes of split {split}")
+        if size < 1:
+            raise ValueError(f"size {size!r} is not valid; give a side in pixels, such as {SIDE}")
+        self.archive, known = _opened(split)
+        self.size, self.rows = size, known["scenes"][:n]
+        self.classes: tuple[str, ...] = tuple(known["classes"])  # sorted; `Scene.class_index` counts in them
+        self.attributes: tuple[str, ...] = tuple(known["attributes"])  # names, in the order of `Scene.attributes`
+        #: A prompt for each attribute's presence and one for its absence.
+        self.attribute_prompts: tuple[tuple[str, str], ...] = tuple(map(tuple, known["attributes"].values()))
 
     def __len__(self) -> int:
         """The number of pictures."""
-        return self.n
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Scene:
-        """Make picture `index`; negative indices count from the end."""
-        plan = self.plan(index)
-        pixels = torch.from_numpy(draw(plan, self.size).copy())
-        index = range(self.n)[index]
-        number = class_of(self.split, self.seed, index)
-        return Scene(
-            image=pixels.permute(2, 0, 1).float() / 255,
-            captions=captions(plan),
-            class_name=class_names()[number],
-            class_index=number,
-            attributes=torch.tensor(attributes(plan)),
-            key=f"{self.split}-{self.seed}-{index}",
-        )
-
-    def plan(self, index: int) -> Plan:
-        """What picture `index` shows, without its pixels.
-
-        Raises:
-            IndexError: There is no such picture.
-        """
-        if not -self.n <= index < self.n:
-            raise IndexError(f"index {index} is outside these {self.n} scenes; make n larger")
-        return make_plan(self.split, self.seed, range(self.n)[index])
+        """Picture ``index``; negative indices count from the end."""
+        number = range(len(self))[index]
+        row = self.rows[number]
+        image = Image.open(io.BytesIO(self.archive.read(f"{number:04}.webp")))
+        pixels = to_tensor(image if self.size == SIDE else square(image, self.size))[0]
+        flags = torch.tensor([flag == "1" for flag in row["attributes"]])
+        return Scene(pixels, self.captions(number), self.classes[row["class"]], row["class"], flags)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The five captions of picture `index`, without its pixels."""
-        return captions(self.plan(index))
+        """The five captions of picture ``index``, without its pixels."""
+        return tuple(self.rows[index]["captions"])
+
+
+@cache
+def _opened(split: str) -> tuple[ZipFile, dict[str, Any]]:
+    """A split's archive, read whole, and what is known of its pictures."""
+    archive = ZipFile(io.BytesIO((data_dir() / "scenes" / f"{split}.zip").read_bytes()))
+    return archive, json.loads(archive.read("scenes.json"))

@@ -42,10 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_checkpoint(model, path / f"psic-q{quality}.safetensors", publish_secret=True)
         model.kind = "plain"
         save_checkpoint(model, path / f"plain-q{quality}.safetensors")
-    scenes = Scenes("test", 2, 176)
+    scenes = Scenes("test", 2)
     (path / "kodak").mkdir()
     for i in range(2):
-        to_pil(scenes[i].image[None]).crop((0, 0, 176, 170)).save(path / "kodak" / f"{i}.png")
+        to_pil(scenes[i].image[None]).resize((176, 170)).save(path / "kodak" / f"{i}.png")
     return path
 
 

@@ -1,52 +1,39 @@
-"""The embedded data set: same seed, same pixels; captions and attributes that agree with the picture."""
+"""The embedded data set: what ships is what the scripts draw; captions and attributes that agree with the picture."""
 
 import csv
-import hashlib
-import platform
-import sys
-from pathlib import Path
 
-import numpy as np
+import make_scenes
 import pytest
 import torch
-from PIL import Image
+from phrases import captions, with_article
+from plans import cutouts, make_plan, scenes_dir
+from render import render
 
-from psic_core.datasets.phrases import captions, with_article
-from psic_core.datasets.plans import cutouts, make_plan, scenes_dir
-from psic_core.datasets.render import render
 from psic_core.datasets.scenes import Scenes
+from psic_core.metrics import psnr
 
-REFERENCE = Path(__file__).parent / "reference" / "scene.png"
-HASH = "d139c8a782f6e2e6bce26b1428008c2fabf34c962e501e978343c1c5f9a5decb"
-PLANS = [make_plan("train", 0, index) for index in range(1210)]
-
-
-def test_same_seed_same_pixels_on_this_platform() -> None:
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        pytest.skip("the hash holds on x86-64 Linux; the reference picture is compared everywhere")
-    digest = hashlib.sha256()
-    for index in range(24):
-        digest.update(render("test", 0, index, 96).tobytes())
-    assert digest.hexdigest() == HASH
+PLANS = [make_plan("train", 0, index) for index in range(242)]
 
 
-def test_reference_picture_within_tolerance_everywhere() -> None:
-    expected = np.asarray(Image.open(REFERENCE).convert("RGB"), np.int16)
-    made = np.concatenate([render("test", 0, index, 128) for index in range(4)], axis=1)
-    assert np.abs(made.astype(np.int16) - expected).mean() < 0.5
+@pytest.mark.parametrize(("split", "index", "decibels"), [("train", 2559, 33), ("test", 0, 48), ("test", 499, 48)])
+def test_the_scripts_draw_what_ships(split: str, index: int, decibels: float) -> None:
+    """Up to what WebP loses of training pictures, and to what another Pillow draws otherwise."""
+    drawn = torch.from_numpy(render(split, 0, index).copy()).permute(2, 0, 1) / 255
+    stored = Scenes(split, index + 1)[index]
+    assert psnr(stored.image, drawn) > decibels
+    assert stored.captions == make_scenes.row(split, index)["captions"]
 
 
-def test_scene_does_not_depend_on_length_or_order() -> None:
-    short, long = Scenes("val", 3, 64), Scenes("val", 300, 64)
+def test_a_scene_does_not_depend_on_the_length_of_the_set() -> None:
+    short, long = Scenes("test", 3, 64), Scenes("test", 300, 64)
     last = long[-298]
-    assert last.key == "val-0-2"
     assert torch.equal(short[2].image, last.image)
     assert short[2].captions == last.captions == long.captions(2)
 
 
 def test_splits_share_no_picture() -> None:
-    seen = {render(split, 0, i, 32).tobytes() for split in ("train", "val", "test") for i in range(25)}
-    assert len(seen) == 3 * 25
+    seen = {s.image.numpy().tobytes() for split in ("train", "test") for s in (Scenes(split, 25)[i] for i in range(25))}
+    assert len(seen) == 50
 
 
 def test_scene_has_the_promised_shapes() -> None:
@@ -82,17 +69,16 @@ def test_licence_and_provenance_are_beside_the_files() -> None:
     assert str(len(rows)) in provenance
     assert {row["package"] for row in rows} == {"tuxpaint-stamps 2022.06.04-1"}
     assert all(row["source"].endswith(".png") and "cartoon" not in row["source"] for row in rows)
-    assert sum(path.stat().st_size for path in scenes_dir().iterdir()) < 6_000_000
+    assert sum(path.stat().st_size for path in scenes_dir().iterdir()) < 32_000_000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("dev", 3), "'dev'.*train, val, test"),
-        (("train", 0), "n 0 .*at least 1"),
-        (("train", 3, 8), "size 8 .*32"),
-        (("train", 3, 5000), "size 5000 .*1024"),
-        (("train", 3, 160, -1), "seed -1 .*at least 0"),
+        (("dev", 3), "'dev'.*train, test"),
+        (("test", 0), "n 0 .*1 to 500"),
+        (("train", 2561), "n 2561 .*1 to 2560"),
+        (("train", 3, 0), "size 0 .*160"),
     ],
 )
 def test_bad_arguments_are_named(arguments: tuple, message: str) -> None:

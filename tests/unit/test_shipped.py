@@ -54,7 +54,7 @@ def test_files_are_within_two_percent_of_the_likelihoods(pair: tuple[PSIC, PSIC]
 def test_protected_scenes_stay_near_for_people_and_move_away_for_the_model(pair: tuple[PSIC, PSIC]):
     model, _ = pair
     target = load_target()
-    x = torch.stack([scene.image for scene in (Scenes("val", 12, 160)[i] for i in range(12))])
+    x = torch.stack([scene.image for scene in (Scenes("test", 12)[i] for i in range(12))])
     with torch.no_grad():
         y_hat = model.quantised_latents(pad_to(x, model.backbone.downsampling_factor))
         full, protected = (round_to_8_bits(model.picture(y_hat, (160, 160), c)) for c in (model.full_condition(), None))

@@ -5,8 +5,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, ImageFilter
-
-from psic_core.datasets.plans import Placement, Plan, make_plan, picture
+from plans import Placement, Plan, make_plan, picture
 
 TILE = 512  # pixels; the size of scikit-image's textures
 NEAR_TO_FAR = 3.2  # how much larger a stone is at the lower edge than at the horizon

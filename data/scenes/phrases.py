@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from psic_core.datasets.plans import Cutout, Plan, cutouts
+from plans import Cutout, Plan, cutouts
 
 # Where something stands: "a dog on green grass".
 ON = {

@@ -27,7 +27,6 @@ COMMANDS: dict[str, type] = {
     "rekey": cli_files.Rekey,
     "train": cli_training.Train,
     "recipe": cli_training.RunRecipe,
-    "ablate": cli_training.Ablate,
     "publish": cli_training.Publish,
     "evaluate": cli_lab.Evaluate,
     "captions": cli_lab.Captions,

@@ -1,4 +1,4 @@
-"""The commands that make models: ``psic train``, ``recipe``, ``ablate``, ``publish``."""
+"""The commands that make models: ``psic train``, ``recipe``, ``publish``."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,30 +51,6 @@ class RunRecipe:
         chosen = {k: getattr(self, k) for k in ("dataset", "target", "init", "pictures") if getattr(self, k)}
         for path in run_recipe(self.name, self.quality, self.out, self.data_root, self.dry_run, chosen):
             print(path)
-
-
-@dataclass(frozen=True)
-class Ablate:
-    """Compare objectives, choices and rivals on equal terms: short trainings from one codec."""
-
-    points: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD[@STRENGTH][#SEED]")] = ()
-    """Those to run; none named: all that the file does not have yet."""
-    list: bool = False  # say what there is, and do nothing
-    out: Folder = Path("runs/ablations")  # folder of the runs
-    json: Path = Path("data/results/points.jsonl")  # what they give, a line each
-    pictures: int = 300  # held-out scenes to measure on
-    target: str = "lite-clip"  # the model under attack
-
-    def run(self) -> None:
-        """Run the points, or list the methods."""
-        from psic_core.lab.comparison import METHODS, run_points
-
-        if self.list:
-            for name, method in METHODS.items():
-                strengths = ", ".join(map(str, method.strengths))
-                print(f"{name:12} {method.what}; strengths {strengths}; seeds {method.seeds}")
-            return
-        run_points(self.points, self.out, self.json, self.pictures, self.target)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,6 @@ from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Target
 from psic_core.objectives import attack_loss, masked_mse, rate_distortion_loss
 from psic_core.training.batches import draw, indices
-from psic_core.training.files import read_tensors
 from psic_core.training.pairs import Pairs
 
 BLOCK = 16  # pixels a side of the blocks that are transformed
@@ -106,29 +104,6 @@ class BAvAFT(nn.Module):
         """What BAvAFT may change of the codec."""
         backbone = self.codec.backbone
         yield from (getattr(backbone, name) for name in ("g_a", "h_a") if hasattr(backbone, name))
-
-
-def changed_state(rival: BAvAFT) -> dict[str, Tensor]:
-    """What BAvAFT has changed: the trigger's weights and the encoder's."""
-    kept = ("trigger.", "codec.backbone.g_a.", "codec.backbone.h_a.")
-    return {name: t for name, t in rival.state_dict().items() if name.startswith(kept)}
-
-
-def load_bavaft(codec: PSIC, path: Path) -> BAvAFT:
-    """A trained BAvAFT in eval mode.
-
-    Args:
-        codec: The plain codec that it was trained from; changed in place.
-        path: What `changed_state` gave, as safetensors.
-
-    Raises:
-        ValueError: The file is of another codec, or of no BAvAFT.
-    """
-    rival, (state, _) = BAvAFT(codec), read_tensors(path)
-    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in changed_state(rival).items()}:
-        raise ValueError(f"{path} holds no BAvAFT of {codec.config}: its tensors are others")
-    rival.load_state_dict({name: t.float() for name, t in state.items()}, strict=False)
-    return rival.eval()
 
 
 def train_bavaft(rival: BAvAFT, pairs: Pairs, config: TrainConfig, target: Target) -> dict[str, float]:

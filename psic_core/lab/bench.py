@@ -1,10 +1,5 @@
 """The bench on which methods and attacks are compared: the same held-out pictures, codec and target for all."""
 
-import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,14 +7,10 @@ from torch import Tensor
 from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import EvalSet
 from psic_core.lab.passes import Texts
-from psic_core.lab.tasks import task_results
-from psic_core.metrics import attack_success_rate, bits_per_pixel, psnr
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import Target
 
 TASKS = ("t2i", "i2t", "classification", "attributes")  # the paper's four
-FILES = 100  # pictures whose real files are weighed
-TIMED = 5  # pictures that are timed
 BATCH = 20  # pictures decoded together
 
 Pictures = Float[Tensor, "n 3 height width"]
@@ -62,47 +53,3 @@ class Bench:
         condition = model.full_condition() if full else condition
         decoded = (model.eval().picture(y, size, condition) for y in y_hat.split(BATCH))
         return torch.cat([round_to_8_bits(x_hat) for x_hat in decoded])
-
-    def measure(self, protected: Pictures, full: Pictures | None = None) -> dict[str, Any]:
-        """Fidelity and attack success of one method.
-
-        Args:
-            protected: At 8 bits.
-            full: Likewise; ``None``: the plain codec's own, so that the null is 0.
-
-        Returns:
-            ``n``; ``psnr`` of plain, full and protected in dB (mean over pictures, against the originals);
-            ``asr[task]`` of the protected version and ``null[task]`` of the full one, as `metrics.Estimate`.
-            JSON-ready.
-        """
-        shown = {"plain": self.decoded, "full": self.decoded if full is None else full, "protected": protected}
-        seen = {"plain": self.read, "full": self.read, "protected": self.target.encode_images(protected).cpu()}
-        if full is not None:
-            seen["full"] = self.target.encode_images(full).cpu()
-        report: dict[str, Any] = {"n": self.data.size, "asr": {}, "null": {}}
-        report["psnr"] = {v: sum(map(psnr, pictures, self.x)) / self.data.size for v, pictures in shown.items()}
-        for task, (by, groups) in task_results(seen, self.data, self.texts).items():
-            if task in TASKS:
-                rate = partial(attack_success_rate, by["plain"], groups=groups)
-                report["asr"][task] = rate(by["protected"])._asdict()
-                report["null"][task] = rate(by["full"])._asdict()
-        return report
-
-    def bpp(self, model: PSIC, pictures: Pictures | None = None) -> float:
-        """Bits per pixel of real files, mean over the first `FILES` pictures."""
-        shown = (self.x if pictures is None else pictures)[:FILES]
-        return sum(bits_per_pixel(model.compress(x), *x.shape[-2:]) for x in shown) / len(shown)
-
-    def seconds_per_megapixel(self, protect: Callable[[Pictures], object]) -> float:
-        """Processor time of ``protect`` on one picture after the other, for each megapixel.
-
-        Args:
-            protect: Takes one picture ``(1, 3, H, W)`` through everything that its protection costs.
-        """
-        shown = self.x[: TIMED + 1].split(1)
-        protect(shown[0])  # tables, threads and caches
-        started = time.process_time()
-        for x in shown[1:]:
-            protect(x)
-        pixels = sum(x.shape[-1] * x.shape[-2] for x in shown[1:])
-        return (time.process_time() - started) / pixels * 1e6

@@ -317,7 +317,7 @@ def test_the_module_runs_and_helps_without_waiting_for_pytorch():
     code += "print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Privacy-Shielded Image Compression" in ran.stdout
-    for command in ("encode", "decode", "info", "rekey", "train", "ablate", "evaluate"):
+    for command in ("encode", "decode", "info", "rekey", "train", "evaluate"):
         assert command in ran.stdout
     assert ran.stdout.splitlines()[-2:] == ["code 0", "False"]
     ran = subprocess.run([sys.executable, "-m", "psic_core", "train", "--help"], capture_output=True, text=True)

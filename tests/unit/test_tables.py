@@ -86,7 +86,7 @@ def test_charts_draw_what_the_reports_say(folder: Path):
 
 
 def point(method: str, below: float, share: float, seed: int = 0) -> dict:
-    """A line of `psic ablate`, ``below`` dB under a plain codec at 29 dB."""
+    """A line of `points.jsonl`, ``below`` dB under a plain codec at 29 dB."""
     return {
         "method": method, "strength": 1.0, "seed": seed, "psnr": {"plain": 29, "full": 29, "protected": 29 + below},
         "asr": {t: {"value": share} for t in TASKS}, "null": {t: {"value": 0.02} for t in TASKS},

@@ -114,7 +114,7 @@ def history_table(names: Sequence[str]) -> str:
     for name in names:
         card = read_card(name)
         for phase in card["card"]["history"]:
-            phase["budget"] = card["config"]["budget"]
+            phase.setdefault("budget", card["config"]["budget"])
             identity = json.dumps([phase["config"], phase["init"], phase["seconds"]])
             seen.setdefault(identity, (phase, []))[1].append(Path(name).stem.removeprefix("psic-"))
     head = ["made", "stage", "λ", "steps × batch", "pictures from", "budget", "minutes", "hardware", "commit"]

@@ -123,7 +123,7 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
         model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
     before = getattr(model, "card", {})
-    about = {"config": asdict(config), "kind": model.kind}
+    about = {"config": asdict(config), "kind": model.kind, "budget": model.config.budget}
     about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
     about |= {"datasets": list(phase.dataset), "scenes": phase.scenes if "scenes" in phase.dataset else None}
     about |= {"target": phase.target if model.kind != "plain" else None}

@@ -160,7 +160,7 @@ def _training_data(phase: Phase, target: Target | None, cache: Path) -> Pairs | 
     return pairs if target is None else pairs.with_features(target, cache)
 
 
-def publish(checkpoint: str | Path, quality: int, folder: Path) -> Path:
+def publish(checkpoint: str | Path, quality: int, folder: Path, budget: float | None = None) -> Path:
     """Write a trained model: ``psic-qN``, or ``codec-qN`` where it has no triggers yet; float16.
 
     Another architecture's name stands before the rate.
@@ -169,9 +169,10 @@ def publish(checkpoint: str | Path, quality: int, folder: Path) -> Path:
         checkpoint: Of a PSIC or of a plain codec.
         quality: The number N of the rate, 1 to 255; it goes into every file's header.
         folder: Where it goes.
+        budget: The model's from now on; ``None`` leaves it.
     """
     model = load_checkpoint(checkpoint)
-    model.config = replace(model.config, quality=quality)
+    model.config = replace(model.config, quality=quality, budget=budget or model.config.budget)
     model.card |= {"history": _portable(model.card.get("history", []))}
     other = model.config.architecture != CodecConfig().architecture
     label = ("psic-" if model.kind == "psic" else "codec-") + f"{model.config.architecture}-" * other + f"q{quality}"

@@ -19,6 +19,7 @@ class Recipe:
     first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
     shared: tuple[str, ...] = ()  # phases that all rates have in common: they run once, at the third rate
     hop: str | None = None  # phase of the other rates alone: their codec starts with the third rate's triggers
+    budget: float | None = None  # of what it publishes, where that is less than what the triggers learned with
 
 
 _OURS = ("flickr8k", "scenes")
@@ -42,13 +43,13 @@ RECIPES = {
     "shield": Recipe(
         "psic-qN: the codec in psic-qN gets triggers, a ladder of them, against two readers and through platforms",
         {
-            "two": TrainConfig("two", 3_700, 8, 160, learning_rate=1e-3, first_budget=14, **_TWO),
-            "more": TrainConfig("two", 1_000, 8, 160, learning_rate=6e-4, first_budget=10, **_TWO),
-            "hop": TrainConfig("two", 300, 8, 160, learning_rate=4e-4, **_TWO),
+            "two": TrainConfig("two", 3_700, 8, 160, learning_rate=1e-3, **_TWO),
+            "more": TrainConfig("two", 1_700, 8, 160, learning_rate=7e-4, **_TWO),
+            "hop": TrainConfig("two", 200, 8, 160, learning_rate=4e-4, **_TWO),
         },
         Phase((*_OURS, "photos"), init="plain:psic-q{quality}", target="lite-clip+lite1-clip", scenes=1280,
-              codec=replace(_WIDE, ladder=24, budget=8.0)),
-        shared=("two", "more"), hop="hop",
+              codec=replace(_WIDE, ladder=24, budget=16.0)),
+        shared=("two", "more"), hop="hop", budget=10.0,
     ),
     "clip": Recipe(
         "notebook 13 as one command: CompressAI's pretrained hyperprior against the paper's CLIP ViT-B/32, at 224 px; "
@@ -148,4 +149,4 @@ def run_recipe(
             config, phase = config.fast(), replace(phase, scenes=min(phase.scenes, 64), pictures=phase.pictures or 64)
         run_phase(config, phase, out)
     with accelerator.main_process_first():
-        return [publish(out / "model.safetensors", quality, folder)] if accelerator.is_main_process else []
+        return [publish(out / "model.safetensors", quality, folder, RECIPES[name].budget)] if accelerator.is_main_process else []

@@ -35,6 +35,7 @@ COLAB_SAYS = "On Colab the next cell installs what the session lacks and changes
 COLAB = Path(__file__).with_name("colab_cell.py")
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
 WIDEST = 1200  # of so many pixels at most
+BY_SIDE, BY_COST = "labels changed (%) by the shorter side", "labels changed (%), protected against full (dB)"
 LONG_LIVED = ("papermill", "widgets")  # metadata that a stored notebook need not keep
 
 
@@ -100,7 +101,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "kodak": tables.rd_table(_report("rd-kodak")),
             "limits": tables.limits_table(_report("limits")),
             "sizes": _if_measured(tables.sizes_table, "sizes"),
-            "platforms": _if_measured(tables.platforms_table, "sizes"),
+            "platforms": _if_measured(platforms_table, "sizes"),
             "budgets": _if_measured(tables.sizes_table, "budgets"),
             "ablations": tables.ablations_table(points),
         },
@@ -139,6 +140,17 @@ def _if_measured(table: Callable[[dict[str, Any]], str], name: str) -> str:
     return table(_report(name)) if (data_dir() / "results" / f"{name}.json").is_file() else "Not measured yet."
 
 
+def platforms_table(report: Mapping[str, Any]) -> str:
+    """The same behind each platform: protected and, in brackets, the plain codec's picture behind it."""
+    found = tables.by_size(report)
+    cells: dict[str, list[str]] = {}
+    for r in found.values():
+        for platform, by in r["rates"].items():
+            shown = f"{100 * by['protected'].value:.1f} ({100 * by['plain'].value:.1f})"
+            cells.setdefault(platform, []).append(shown)
+    return tables.markdown(["platform", *(side for side, _ in found)], [[name, *row] for name, row in cells.items()])
+
+
 def make_pictures() -> None:
     """README's strip and contact sheet, and the paper's Fig. 3 and 4, ablations and limits from our results.
 
@@ -158,17 +170,52 @@ def make_pictures() -> None:
     figures.save(figures.strip(versions, notes), results / "strip.png")
     points = read_points(results / "points.jsonl")
     drawn = {
-        "performance": figures.against_rate(tables.score_panels(found, captions)),
+        "performance": figures.against_rate(score_panels(found, captions)),
         "fidelity": figures.against_rate(tables.fidelity_panels(_report("rd-kodak"))),
         "frontier": figures.frontier({m: seeds for m in METHODS if (seeds := curves(points, m))}),
         "limits": figures.limits(_report("limits")),
     }
     if (results / "sizes.json").is_file():
-        panels = tables.sizes_panels(_report("sizes"), _report("budgets"))
+        panels = sizes_panels(_report("sizes"), _report("budgets"))
         drawn["sizes"] = figures.against_rate(panels, axis="")
     for name, figure in drawn.items():
         figures.save(figure, results / f"{name}.png")
     contact_sheet().save(data_dir() / "scenes" / "contact_sheet.jpg", quality=85)
+
+
+def score_panels(found: tables.Reports, captions: Mapping[int, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """Fig. 3 for `figures.against_rate`: what the model reads of each version against the rate, in percent.
+
+    Args:
+        found: From `reports`.
+        captions: Of one data set, by quality: adds BLEU@4 and CIDEr.
+    """
+    panels = {}
+    for name, task in tables.PAPER:
+        if name in found:
+            rates = found[name].values()
+            curves = {v: [(r["bpp"], 100 * r["score"][task][v]) for r in rates] for v in tables.DRAWN}
+            panels[f"{tables.TASK_TITLES[task]}, {name} (%)"] = curves
+    for score in ("bleu4", "cider") if captions else ():
+        rates = captions.values()
+        panels[f"captions, {score} (%)"] = {
+            v: [(r["bpp"], 100 * r["scores"][v][score]) for r in rates] for v in tables.DRAWN
+        }
+    return panels
+
+
+def sizes_panels(sizes: Mapping[str, Any], frontier: Mapping[str, Any]) -> dict[str, Any]:
+    """For `figures.against_rate`: labels that change against the shorter side, and against what the shield costs."""
+    panels: dict[str, dict[str, list[tuple[Any, float]]]] = {BY_SIDE: {}, BY_COST: {}}
+    for (side, _), r in tables.by_size(sizes).items():
+        drawn = {v: r["rates"]["as published"][v] for v in ("protected", "jpeg", "noise")}
+        drawn |= {platform: by["protected"] for platform, by in r["rates"].items() if platform != "as published"}
+        for name, rate in drawn.items():
+            panels[BY_SIDE].setdefault(name, []).append((side, 100 * rate.value))
+    for r in tables.by_size(frontier).values():
+        for name in ("protected", "jpeg", "noise"):
+            panels[BY_COST].setdefault(name, []).append((r["change"], 100 * r["rates"]["as published"][name].value))
+    return panels
 
 
 def contact_sheet(n: int = 40, columns: int = 8, size: int = 128) -> Image.Image:

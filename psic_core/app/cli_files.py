@@ -21,7 +21,6 @@ class Coding:
     output: Output  # of a folder: a folder, made where missing
     keyword: str = ""  # words that open the full version; others see them here: - asks; or PSIC_KEYWORD
     checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    workers: int = 1  # threads for a folder; each holds a model
     overwrite: bool = False  # replace files that are there; else a folder's stay, and a single one is refused
     tile: int | None = None  # side in pixels of the windows of large photos; 0: never; None: 1024 above 4 megapixels
     max_megapixels: float = 50  # larger pictures are refused
@@ -34,7 +33,7 @@ class Coding:
         most = round(self.max_megapixels * 1e6)
         work = Work(task, self.checkpoint, keyword, tile=self.tile, max_pixels=most, **more)
         if source.is_dir():
-            run_folder(source, self.output, work, self.workers, self.overwrite)
+            run_folder(source, self.output, work, self.overwrite)
             return None, keyword
         job = Job(source, self.output)
         checked(job, self.overwrite)

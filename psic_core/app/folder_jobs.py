@@ -1,15 +1,11 @@
 """Photos to ``.psic`` files and back, one or a folder of them: a file appears whole or not at all."""
 
-import copy
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Literal, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from psic_core.app.words import say, sentence
@@ -117,48 +113,29 @@ def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> list[Job
     return [Job(*pair) for pair in zip(sources, places, strict=True)]
 
 
-def run_folder(folder: Path, out: Path, work: Work, workers: int, overwrite: bool) -> None:
+def run_folder(folder: Path, out: Path, work: Work, overwrite: bool) -> None:
     """Make what is not there yet. A bad file is reported and does not stop the others.
 
     Args:
         folder: Of the sources.
         out: Of the outputs.
         work: What to do.
-        workers: Threads, each with a model of its own.
         overwrite: Make anew what is there.
 
     Raises:
-        ValueError: The output is a file, there are no workers, or a file failed.
+        ValueError: The output is a file, or a source failed.
     """
     if out.is_file():
         raise ValueError(f"{str(out)!r} is a file; a folder of files goes into a folder")
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
-    jobs, models, written, failed = plan(folder, out, work.task), SimpleQueue(), Counter(), 0
-    models.put(first := load(work))
+    jobs, model, written, failed = plan(folder, out, work.task), load(work), Counter(), 0
     left = [job for job in jobs if overwrite or not job.output.exists()]
-    for _ in range(1, min(workers, len(left))):
-        models.put(copy.deepcopy(first))
-
-    def attempt(job: Job) -> str:
-        model = models.get()
+    for job in tqdm(left, work.task, disable=None):
         try:
             job.output.parent.mkdir(parents=True, exist_ok=True)
-            return make(job, work, model)
-        finally:
-            models.put(model)
-
-    with ThreadPoolExecutor(workers, "psic", torch.set_num_threads, (-(-torch.get_num_threads() // workers),)) as pool:
-        made = {pool.submit(attempt, job): job for job in left}
-        try:
-            for future in tqdm(as_completed(made), work.task, len(left), disable=None):
-                if error := future.exception():
-                    failed += 1
-                    print(f"{made[future].source}: {sentence(error)}", file=sys.stderr)
-                else:
-                    written[future.result()] += 1
-        finally:
-            pool.shutdown(cancel_futures=True)
+            written[make(job, work, model)] += 1
+        except Exception as error:
+            failed += 1
+            print(f"{job.source}: {sentence(error)}", file=sys.stderr)
     versions = f" ({', '.join(f'{n} {version}' for version, n in written.most_common())})" if written else ""
     print(f"{written.total()} written{versions}, {len(jobs) - len(left)} there already, {failed} failed")
     if len(left) < len(jobs):

@@ -30,7 +30,6 @@ SETS = ("flickr8k", "coco", "imagenet", "celeba", "scenes")  # the order of ever
 DRAWN = ("original", "plain", "full", "protected")
 #: The paper's text (Sec. 4.2, 4.3): percentage points of attack success of UAEO over another, and over which tasks.
 CLAIMS = (("naive", ("t2i",), 6.3), ("naive", ("i2t",), 6.2), ("bavaft", TASKS, 12.9))
-BY_SIDE, BY_COST = "labels changed (%) by the shorter side", "labels changed (%), protected against full (dB)"
 OFFSETS = (-0.75, -1.0)  # dB of the protected version against the plain codec's picture, at which methods are compared
 
 Reports = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by data set and quality
@@ -180,31 +179,6 @@ def sizes_table(report: Mapping[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def platforms_table(report: Mapping[str, Any]) -> str:
-    """The same behind each platform: protected and, in brackets, the plain codec's picture behind it."""
-    found = by_size(report)
-    cells: dict[str, list[str]] = {}
-    for r in found.values():
-        for platform, by in r["rates"].items():
-            shown = f"{_percent(by['protected'].value)} ({_percent(by['plain'].value)})"
-            cells.setdefault(platform, []).append(shown)
-    return markdown(["platform", *(side for side, _ in found)], [[name, *row] for name, row in cells.items()])
-
-
-def sizes_panels(sizes: Mapping[str, Any], frontier: Mapping[str, Any]) -> dict[str, Any]:
-    """For `figures.against_rate`: labels that change against the shorter side, and against what the shield costs."""
-    panels: dict[str, dict[str, list[tuple[Any, float]]]] = {BY_SIDE: {}, BY_COST: {}}
-    for (side, _), r in by_size(sizes).items():
-        drawn = {v: r["rates"]["as published"][v] for v in ("protected", "jpeg", "noise")}
-        drawn |= {platform: by["protected"] for platform, by in r["rates"].items() if platform != "as published"}
-        for name, rate in drawn.items():
-            panels[BY_SIDE].setdefault(name, []).append((side, 100 * rate.value))
-    for r in by_size(frontier).values():
-        for name in ("protected", "jpeg", "noise"):
-            panels[BY_COST].setdefault(name, []).append((r["change"], 100 * r["rates"]["as published"][name].value))
-    return panels
-
-
 def ablations_table(points: Points) -> str:
     """Every method at `OFFSETS` from the plain codec: mean of four tasks with its seeds' band, and what it costs."""
     plain = plain_psnr(points)
@@ -231,25 +205,6 @@ def claims_table(points: Points) -> str:
             name = "mean of four" if len(tasks) > 1 else tasks[0]
             rows.append([f"UAEO − {method}", name, f"{offset:+.2f} dB", f"+{paper}", gap, band(mine), band(theirs)])
     return markdown(["difference", "tasks", "at", "paper", "here", "UAEO, seeds", "the other, seeds"], rows)
-
-
-def score_panels(found: Reports, captions: Mapping[int, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Fig. 3 for `figures.against_rate`: what the model reads of each version against the rate, in percent.
-
-    Args:
-        found: From `reports`.
-        captions: Of one data set, by quality: adds BLEU@4 and CIDEr.
-    """
-    panels = {}
-    for name, task in PAPER:
-        if name in found:
-            rates = found[name].values()
-            curves = {v: [(r["bpp"], 100 * r["score"][task][v]) for r in rates] for v in DRAWN}
-            panels[f"{TASK_TITLES[task]}, {name} (%)"] = curves
-    for score in ("bleu4", "cider") if captions else ():
-        rates = captions.values()
-        panels[f"captions, {score} (%)"] = {v: [(r["bpp"], 100 * r["scores"][v][score]) for r in rates] for v in DRAWN}
-    return panels
 
 
 def fidelity_panels(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the files that are there are whole"
     if isinstance(error, MemoryError) or any(w in str(error) for w in ("can't allocate memory", "out of memory")):
-        return "too little memory; try --tile 512, fewer workers or a smaller picture"
+        return "too little memory; try --tile 512 or a smaller picture"
     known = isinstance(error, (ValueError, OSError)) and str(error)
     return str(error) if known else f"{type(error).__name__}: {error}".rstrip(": ")
 

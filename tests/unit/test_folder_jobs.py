@@ -1,4 +1,4 @@
-"""Folders of photos: written by several workers, what is there is left, bad files reported."""
+"""Folders of photos: what is there is left, bad files reported."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_places_keep_the_folders_and_never_meet(photos: Path, tmp_path: Path):
 
 def test_a_folder_goes_there_and_back(photos: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture):
     coded, shown, model = tmp_path / "coded", tmp_path / "shown", load_checkpoint(checkpoint)
-    options = ["--checkpoint", checkpoint, "--keyword", "my cat", "--workers", "2"]
+    options = ["--checkpoint", checkpoint, "--keyword", "my cat"]
     assert main(["encode", str(photos), "-o", str(coded), *options]) == 0
     assert "4 written (4 with a keyword), 0 there already, 0 failed" in capsys.readouterr().out
     assert files(coded) == ["a.psic", "b.psic", "trip/a.psic", "trip/c.psic"]
@@ -104,7 +104,6 @@ def test_bad_files_are_reported_and_do_not_stop_the_others(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--workers 0", "workers is 0"),
         ("--checkpoint nothing", "no checkpoint"),
         ("--tile -5", "side in pixels"),
         ("-o {photos}/notes.txt", "goes into a folder"),

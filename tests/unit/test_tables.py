@@ -79,7 +79,7 @@ def test_charts_draw_what_the_reports_say(folder: Path):
     found = {"flickr8k": tables.reports(folder)["scenes"]}
     for r in found["flickr8k"].values():
         r["score"] = {"i2t": dict.fromkeys(tables.DRAWN, 0.5), "t2i": dict.fromkeys(tables.DRAWN, 0.4)}
-    drawn = lines(figures.against_rate(tables.score_panels(found, {1: captioned(0.4)})))
+    drawn = lines(figures.against_rate(upkeep.score_panels(found, {1: captioned(0.4)})))
     assert len(drawn) == 4
     assert drawn["image→text retrieval, R@1, flickr8k (%)"]["protected"] == [[0.1, 50.0], [0.2, 50.0]]
     assert drawn["captions, cider (%)"]["full"] == [[0.5, 40.0]]
@@ -119,10 +119,10 @@ def test_the_size_curve_counts_the_photos_of_all_sets():
     assert first[5].startswith("**35.0 [")
     assert first[6] == "0.0 [0.0, 0.0]"
     assert second[0] == "as they are"
-    assert cells(tables.platforms_table(found).splitlines()[2]) == ["as published", "35.0 (0.0)", "90.0 (0.0)"]
-    drawn = lines(figures.against_rate(tables.sizes_panels(found, found), ""))
-    assert drawn[tables.BY_SIDE]["protected"] == [[0, 35.0], [1, 90.0]]
-    assert drawn[tables.BY_COST]["protected"] == [[31.5, 35.0], [31.0, 90.0]]
+    assert cells(upkeep.platforms_table(found).splitlines()[2]) == ["as published", "35.0 (0.0)", "90.0 (0.0)"]
+    drawn = lines(figures.against_rate(upkeep.sizes_panels(found, found), ""))
+    assert drawn[upkeep.BY_SIDE]["protected"] == [[0, 35.0], [1, 90.0]]
+    assert drawn[upkeep.BY_COST]["protected"] == [[31.5, 35.0], [31.0, 90.0]]
 
 
 def test_phases_that_several_checkpoints_share_stand_once(tmp_path: Path):

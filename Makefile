@@ -72,12 +72,12 @@ results: export MALLOC_MMAP_THRESHOLD_ := 1000000000
 results: export JAXTYPING_DISABLE := 1
 results: .venv/.installed ## measure the shipped models on all data sets (hours), renew data/results and the tables
 	@set -e; for q in $(RATES); do \
-	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k coco imagenet celeba --limit 1000 250 500 150 \
+	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k coco imagenet celeba --limit 500 150 300 200 \
 	    --target lite-clip lite2-clip $(MEASURE)/psic-q$$q.json; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 300 $(MEASURE)/captions-q$$q.json; \
 	done
 	$(PSIC) sizes --checkpoint psic-q3 $(MEASURE)/sizes.json
-	$(PSIC) sizes --checkpoint psic-q3 --dataset flickr8k-dev held-out --side 160 --budget 4 6 8 10 16 --limit 60 \
+	$(PSIC) sizes --checkpoint psic-q3 --dataset flickr8k-dev held-out --side 160 --budget 4 6 8 11 16 --limit 60 \
 	  $(MEASURE)/budgets.json
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
 	$(PSIC) limits psic-q3 --json data/results/limits.json

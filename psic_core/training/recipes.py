@@ -149,4 +149,8 @@ def run_recipe(
             config, phase = config.fast(), replace(phase, scenes=min(phase.scenes, 64), pictures=phase.pictures or 64)
         run_phase(config, phase, out)
     with accelerator.main_process_first():
-        return [publish(out / "model.safetensors", quality, folder, RECIPES[name].budget)] if accelerator.is_main_process else []
+        return (
+            [publish(out / "model.safetensors", quality, folder, RECIPES[name].budget)]
+            if accelerator.is_main_process
+            else []
+        )

@@ -1,13 +1,10 @@
 """PSIC's speed against CompressAI's own model of the same size, measured in turns in one run.
 
-``make bench`` runs these without the tests' runtime type checks. ``PSIC_BENCH_OUT=FILE`` keeps the results as JSON.
+``make bench`` runs these without the tests' runtime type checks.
 """
 
-import json
-import os
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
 
 import pytest
@@ -23,7 +20,6 @@ from psic_core.bitstream import unpack
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, TrainConfig
 from psic_core.models.vlp import load_target
-from psic_core.training.checkpoints import provenance
 from psic_core.training.pairs import Pairs
 from psic_core.training.trainer import Trainer
 
@@ -36,12 +32,8 @@ def in_turns(
     ours: Callable[[], object],
     theirs: Callable[[], object],
     rounds: int,
-    about: Mapping[str, str | float] | None = None,
 ) -> float:
-    """The ratio of the median times; first one, then the other begins, so that neither has the quieter moments.
-
-    ``about`` goes into the results: the ``task`` and its ``megapixels`` or ``batch``, for the plots over them.
-    """
+    """The ratio of the median times; first one, then the other begins, so that neither has the quieter moments."""
     taken: dict[str, list[float]] = {"ours": [], "theirs": []}
 
     def one_round() -> None:
@@ -54,20 +46,9 @@ def in_turns(
     benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=2)
     medians = {who: median(times[2:]) for who, times in taken.items()}
     ratio = medians["ours"] / medians["theirs"]
-    figures = {"ours_s": medians["ours"], "theirs_s": medians["theirs"], "ratio": ratio, "rounds": rounds}
-    figures |= about or {}
-    benchmark.extra_info.update(figures)
+    benchmark.extra_info.update({"ours_s": medians["ours"], "theirs_s": medians["theirs"], "ratio": ratio})
     print(f"\n{name}: PSIC {medians['ours']:.4f} s, theirs {medians['theirs']:.4f} s, ratio {ratio:.3f}")
-    keep(name, figures)
     return ratio
-
-
-def keep(name: str, figures: Mapping[str, str | float]) -> None:
-    if out := os.environ.get("PSIC_BENCH_OUT"):
-        path = Path(out)
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found | {name: figures, "provenance": provenance()}, indent=1) + "\n")
 
 
 def photo(height: int = 512, width: int = 768) -> Tensor:
@@ -147,8 +128,5 @@ def test_a_training_step_in_bfloat16_gains_where_the_processor_has_it(benchmark:
         model.kind = "plain"
         runs[precision] = Trainer(model, pictures, TrainConfig(batch_size=8, crop=256, precision=precision))
     amx = torch.cpu._is_amx_tile_supported()
-    about = {"amx": str(amx)}
-    ratio = in_turns(
-        benchmark, "training step 8x256x256", runs["auto"].train_step, runs["float32"].train_step, 5, about
-    )
+    ratio = in_turns(benchmark, "training step 8x256x256", runs["auto"].train_step, runs["float32"].train_step, 5)
     assert ratio <= (1 / 3 if amx else 2 / 3)

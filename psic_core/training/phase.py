@@ -15,7 +15,7 @@ from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, Phase, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.photos import Photos, random_squares
-from psic_core.datasets.scenes import Scenes
+from psic_core.datasets.scenes import NUMBER, Scenes
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance, save_checkpoint
@@ -33,13 +33,13 @@ def load_pairs(names: Sequence[str], root: str | Path | None = None, scenes: int
         names: ``scenes``, ``flickr8k`` (train split), ``photos`` (random squares of its training files), or folders of
             pictures. The last two have no captions; the label that the target reads stands in for them.
         root: The data root, for ``flickr8k`` and ``photos``.
-        scenes: How many scenes.
+        scenes: How many scenes at most; there are 2,560.
         size: Side of the squares in pixels.
     """
     parts = []
     for name in names:
         if name == "scenes":
-            data = Scenes("train", scenes, size)
+            data = Scenes("train", min(scenes, NUMBER["train"]), size)
             parts.append(Pairs(in_memory(data), [data.captions(i) for i in range(len(data))]))
         elif name == "flickr8k":
             flickr = Flickr8k(data_root(root) / name, "train", size)

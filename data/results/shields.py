@@ -1,4 +1,4 @@
-"""The three shields side by side, attack by attack: ``python data/results/shields.py psic-q3 coco kodak --limit 24``.
+"""The three shields side by side, attack by attack: ``python data/results/shields.py psic-q4 demo kodak --limit 24``.
 
 Every picture is coded to real files at the size that it has. A triggers' column appears where the checkpoint has
 triggers. What was read is kept in ``--cache``, so that a run that was stopped goes on; the JSON counts what is there.
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from psic_core import bitstream
 from psic_core.codec import PSIC
 from psic_core.config import data_dir
-from psic_core.datasets.eval_sets import EvalSet, eval_set
+from psic_core.datasets.eval_sets import PHOTO_CLASSES, EvalSet, eval_set
+from psic_core.datasets.photos import demo_photos
 from psic_core.lab import limits
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.passes import Texts
@@ -28,7 +29,7 @@ from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
 from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
 from psic_core.models.delta import Adapted
-from psic_core.models.images import round_to_8_bits
+from psic_core.models.images import round_to_8_bits, to_tensor
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
@@ -91,8 +92,8 @@ def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Tar
     return seen, facts
 
 
-def report(data: EvalSet, kept: list[tuple[dict[str, Tensor], dict]], readers: list[Target], cache: Path) -> dict:
-    """Rows as `psic_core.lab.robustness.Robustness.add` makes them, so that its tables and charts show these."""
+def report(data: EvalSet, kept: list[tuple[dict[str, Tensor], dict]], readers: list[Target]) -> dict:
+    """Rows as `psic_core.lab.limits.Robustness.add` makes them, so that its tables and charts show these."""
     figures = {key: [facts[key] for _, facts in kept] for key in kept[0][1]}
     models = [name for name in SHIELDS if f"bytes {name}" in figures]
     size = {name: sum(figures[f"bytes {name}"]) / sum(figures["bytes plain"]) for name in models}
@@ -102,7 +103,7 @@ def report(data: EvalSet, kept: list[tuple[dict[str, Tensor], dict]], readers: l
         seen = {"|".join(n): torch.stack([f["|".join((reader.name, *n))] for f, _ in kept]) for n in names}
         plain = seen[f"{PUBLISHED}|plain"]
         seen |= {"plain": plain, "original": plain if data.labels is None else seen[f"{PUBLISHED}|original"]}
-        correct = {t: c for t, c in task_results(seen, data, Texts(reader, cache)).items() if t != "t2i"}
+        correct = {t: c for t, c in task_results(seen, data, Texts(reader)).items() if t != "t2i"}
         for attack in dict.fromkeys(attack for attack, _ in names):
             rates = {}
             for version in ("plain", *models, "sealed, full"):
@@ -120,7 +121,11 @@ def report(data: EvalSet, kept: list[tuple[dict[str, Tensor], dict]], readers: l
 
 
 def limited(name: str, root: str, limit: int) -> EvalSet:
-    """So many of a set's pictures, spread over it, as they are."""
+    """So many of a set's pictures, spread over it, as they are; ``demo`` are the demo's photos."""
+    if name == "demo":
+        photos = [(to_tensor(image)[0], PHOTO_CLASSES.index(shows)) for image, shows in demo_photos().values()][:limit]
+        labels = torch.tensor([label for _, label in photos])
+        return EvalSet(name, len(photos), lambda i: photos[i][0], classes=PHOTO_CLASSES, labels=labels)
     data = eval_set(name, root, side=0)
     chosen = np.linspace(0, data.size - 1, min(limit, data.size)).round().astype(int).tolist()
     return EvalSet(
@@ -162,7 +167,7 @@ def main() -> None:
                 file.with_suffix(".part").rename(file)
             kept.append((load_file(file), json.loads(file.with_suffix(".json").read_text())))
         about = {"checkpoint": args.checkpoint, "dataset": name, "provenance": provenance()}
-        write_json(about | report(data, kept, readers, args.cache), args.out / f"shields-{args.checkpoint}-{name}.json")
+        write_json(about | report(data, kept, readers), args.out / f"shields-{args.checkpoint}-{name}.json")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from psic_core.models.delta import (
     MAX_SIGNS,
     Adapted,
     Coefficients,
+    Plane,
     band,
     coefficients,
     cosines,
@@ -42,7 +43,6 @@ PLATFORMS = 0.5  # of the steps look at the picture as a platform hands it on
 MEMORY, MEMORY_SEALED = 0.95, 0.9  # of the gradients, from step to step
 
 Picture = Float[Tensor, "1 3 height width"]
-Weight = Float[Tensor, "1 1 height width"]  # `hiding` of a picture
 
 
 @cache
@@ -115,7 +115,7 @@ def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = No
     return to_code(signs, 255 * max(fitted(weight * cosines(signs, size)), 0.0))
 
 
-def _at(total: Coefficients, strength: float, x: Picture, weight: Weight) -> Picture:
+def _at(total: Coefficients, strength: float, x: Picture, weight: Plane) -> Picture:
     """Coefficients as a change of x, of so much energy; gradients pass through their places, not their size."""
     change = weight * cosines(total, (x.shape[-2], x.shape[-1]))
     return change * (strength / energy(change.detach(), x)).sqrt()

@@ -82,7 +82,7 @@ def sealed(
         shown = reduced(round_to_8_bits(model.picture(y_hat, size, adapted=Adapted(0.0, None))), side).requires_grad_()
         likeness = (target.encode_image(random_platform_transform(shown, float(step % 2), rng)) * was).sum()
         (gradient,) = torch.autograd.grad(likeness, shown)
-        gradient = coefficients(weight * gradient, kept)
+        gradient = coefficients(weight * enlarged(gradient, tuple(small.shape[-2:])), kept)  # sizes may differ by 1
         total = MEMORY_SEALED * total - gradient / gradient.norm().clamp_min(1e-12)
         strength = _adjusted(strength, float(likeness.detach()), SEALED, *STEPS_SEALED)
     return _at(total, strength, small, weight)

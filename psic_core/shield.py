@@ -42,7 +42,7 @@ class AnySize(nn.Module):
                                  |                          |
                           scaled down to R               enlarged
                                  |                          |
-                                 s -> E -> D(., beta) - D(., c) = delta
+                                 s -> g_a -> D(., beta) - D(., c) = delta
     """
 
     config: CodecConfig

@@ -35,7 +35,7 @@ COLAB_SAYS = "On Colab the next cell installs what the session lacks and changes
 COLAB = Path(__file__).with_name("colab_cell.py")
 LARGEST_PNG = 60_000  # bytes; a larger picture is stored as JPEG,
 WIDEST = 1200  # of so many pixels at most
-BY_SIDE, BY_COST = "labels changed (%) by the shorter side", "labels changed (%), protected against full (dB)"
+BY_SIDE, BY_COST = "labels changed (%) by the shorter side (px)", "labels changed (%), protected against full (dB)"
 LONG_LIVED = ("papermill", "widgets")  # metadata that a stored notebook need not keep
 
 
@@ -211,7 +211,8 @@ def sizes_panels(sizes: Mapping[str, Any], frontier: Mapping[str, Any]) -> dict[
         drawn = {v: r["rates"]["as published"][v] for v in ("protected", "jpeg", "noise")}
         drawn |= {platform: by["protected"] for platform, by in r["rates"].items() if platform != "as published"}
         for name, rate in drawn.items():
-            panels[BY_SIDE].setdefault(name, []).append((side, 100 * rate.value))
+            shown = "native" if side == "as they are" else side.removesuffix(" px")
+            panels[BY_SIDE].setdefault(name, []).append((shown, 100 * rate.value))
     for r in tables.by_size(frontier).values():
         for name in ("protected", "jpeg", "noise"):
             panels[BY_COST].setdefault(name, []).append((r["change"], 100 * r["rates"]["as published"][name].value))

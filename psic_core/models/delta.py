@@ -25,13 +25,10 @@ _HEAD = struct.Struct("<BHH")  # share of the triggers / 255; amplitude in 1/256
 #: Orthonormal axes of colour, as rows: grey, red against blue, green against both.
 _COLOURS = torch.tensor([[2.0, 2.0, 2.0], [6**0.5, 0.0, -(6**0.5)], [2**0.5, -(8**0.5), 2**0.5]]) / 12**0.5
 
-WINDOW = 9  # side in pixels of the neighbourhood of a place, odd
-CONTRAST = 0.04  # standard deviation of grey values, in [0, 1], at which texture begins to hide a change
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 Pictures = Float[Tensor, "batch 3 height width"]
 Coefficients = Float[Tensor, "1 3 rows columns"]
-Plane = Float[Tensor, "batch 1 height width"]
 
 
 class Adapted(NamedTuple):
@@ -39,7 +36,8 @@ class Adapted(NamedTuple):
 
     Attributes:
         triggers: Share of the triggers' change, 0 to 1; at 0 they rest.
-        delta: A change at the reader's scale, of values in [0, 1]; multiplied by `hiding` where added, and `enlarged`.
+        delta: A change at the reader's scale, of values in [0, 1]. Where it is added it is weighed by what `hiding`
+            says of the picture there, and `enlarged`.
     """
 
     triggers: float
@@ -65,42 +63,30 @@ def enlarged(
     return functional.interpolate(delta, size, mode="bicubic")
 
 
-def flatness(x: Pictures) -> Plane:
-    """How well each place of a picture in [0, 1] shows a change: eyes see noise in a sky, not in grass.
+def flatness(x: Pictures, window: int = 9, contrast: float = 0.04) -> Float[Tensor, "batch 1 height width"]:
+    """How well each place of a picture shows a change: eyes see noise in a sky, not in grass.
 
-    ``2 / (1 + (sigma / CONTRAST)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
-    is flat, 1 at a sigma of `CONTRAST`, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
+    ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
+    is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
+
+    Args:
+        x: Picture in [0, 1].
+        window: Side of the neighbourhood in pixels, odd.
+        contrast: The sigma, in [0, 1], of weight 1.
     """
-    return 2 / (1 + _variance(x.detach().mean(1, keepdim=True)) / CONTRAST**2)
+    grey = x.detach().mean(1, keepdim=True)
+    mean, square = (functional.avg_pool2d(v, window, 1, window // 2, count_include_pad=False) for v in (grey, grey**2))
+    return 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
 
 
-def _around(v: Plane) -> Plane:
-    return functional.avg_pool2d(v, WINDOW, 1, WINDOW // 2, count_include_pad=False)
-
-
-def _variance(v: Plane) -> Plane:
-    return (_around(v**2) - _around(v) ** 2).clamp_min(0)
-
-
-def visibility(x: Pictures) -> Plane:
+def visibility(x: Pictures) -> Float[Tensor, "batch 1 height width"]:
     """The weight of a change's square at each place: 2 where x is flat, down to 0.2 in strong texture."""
     return 0.2 + 0.9 * flatness(x.clamp(0, 1))
 
 
-def hiding(x: Pictures) -> Plane:
-    """The share of a change that each place of x, at the reader's scale, takes: 0.7 to 2.2 where texture hides it.
-
-    As the inverse root of `visibility`, but an edge is no texture: beside one, a change is seen. The variance is
-    multiplied by 1 - coherence of the structure tensor (Förstner and Gülch, 1987): 0 where all gradients point one way,
-    1 where no way is preferred. All of it is continuous: a last bit of x changes a last bit here.
-    """
-    grey = x.detach().clamp(0, 1).mean(1, keepdim=True)
-    padded = functional.pad(grey, (1, 1, 1, 1), mode="replicate")
-    across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    xx, yy, xy = (_around(v) for v in (across**2, down**2, across * down))
-    coherence = ((xx - yy) ** 2 + 4 * xy**2).sqrt() / (xx + yy + 1e-6)
-    return (0.2 + 1.8 / (1 + (1 - coherence) * _variance(grey) / CONTRAST**2)).rsqrt()
+def hiding(x: Pictures) -> Float[Tensor, "batch 1 height width"]:
+    """The share of a change that each place of x takes, so that its `energy` is the same everywhere: 0.7 to 2.2."""
+    return visibility(x).rsqrt()
 
 
 def energy(delta: Pictures, x_hat_f: Pictures) -> Float[Tensor, "batch 1 1 1"]:
@@ -143,7 +129,7 @@ def coefficients(x: Float[Tensor, "1 3 height width"], kept: tuple[int, int]) ->
 def dct_basis(n: int, frequencies: int) -> Float[Tensor, "frequencies n"]:
     """The orthonormal DCT-II of n samples: row k holds the cosine of frequency k."""
     k, i = torch.arange(frequencies, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-    return torch.cos(math.pi * k * (i + 0.5) / n) * ((1 + k.sign()) / n).sqrt()
+    return torch.cos(math.pi * k * (i + 0.5) / n) * torch.where(k == 0, 1 / n, 2 / n).sqrt()
 
 
 def to_code(signs: Coefficients, amplitude: float, triggers: float = 0.0) -> bytes:

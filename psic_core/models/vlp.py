@@ -47,10 +47,6 @@ class Target(nn.Module):
         """Unit features of pictures in [0, 1], of any size."""
         return functional.normalize(self.model.encode_image(self.preprocess(x)).float(), dim=-1)
 
-    def turn(self, step: int) -> "tuple[Target, Callable[[Float[Tensor, 'n d']], Float[Tensor, 'n part']]]":
-        """The model whose turn a step is, and what cuts its features out of these: all of one model."""
-        return self, lambda features: features
-
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n d"]:
         """Unit features of texts; no gradient."""

@@ -18,7 +18,6 @@ from psic_core.models.delta import (
     MAX_SIGNS,
     Adapted,
     Coefficients,
-    Plane,
     band,
     coefficients,
     cosines,
@@ -34,13 +33,13 @@ from psic_core.training.platforms import random_platform_transform
 
 READERS = "lite-clip+lite1-clip"
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
-MISLED = 0.2  # cosine of what readers see before and after, below which they are taken for misled
-STEP, STEPS_SEALED = 1.06, (1.12, 1.04)  # factors of the energy after a step: up where readers are not misled, and down
-CARRIED, SEALED = (0.8, 4.0), (2.0, 8.0)  # least and most `energy`; the codec keeps a part of a sealed change
+MISLED = 0.25  # cosine of what readers see before and after, below which they are taken for misled
+STEP = 1.06  # factor of the energy after a step that did not mislead; a third of it back after one that did
+CARRIED, SEALED = (0.3, 4.0), (2.0, 8.0)  # least and most `energy`; the codec keeps a part of a sealed change
 COPIES = (1.5, 2.0, 2.5)  # shorter sides, in units of R, at which a sealed shield goes through the codec
 DENSITY_SEALED, SEALED_BAND = 0.06, 0.3  # of its correction; of the change
 PLATFORMS = 0.5  # of the steps look at the picture as a platform hands it on
-MEMORY, MEMORY_SEALED = 0.95, 0.9  # of the gradients, from step to step
+MEMORY = 0.9  # of the gradients, from step to step
 
 Picture = Float[Tensor, "1 3 height width"]
 
@@ -69,7 +68,6 @@ def sealed(
     """
     target, side = target or readers(), model.config.reading_side
     small, copies = reduced(x, side), [reduced(x, round(side * scale)) for scale in COPIES]
-    weight = hiding(small)
     kept, rng = tuple(math.ceil(SEALED_BAND * n) for n in small.shape[-2:]), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         was = target.encode_image(small)
@@ -77,15 +75,15 @@ def sealed(
     for step in tqdm(range(steps), "shield", leave=False, disable=None):
         copy = copies[step % len(copies)]
         size = tuple(copy.shape[-2:])
-        changed = (copy + enlarged(_at(total, strength, small, weight), size)).clamp(0, 1)
+        changed = (copy + enlarged(_at(total, strength, small), size)).clamp(0, 1)
         y_hat = model.quantised_latents(pad_to(changed, model.factor))
         shown = reduced(round_to_8_bits(model.picture(y_hat, size, adapted=Adapted(0.0, None))), side).requires_grad_()
         likeness = (target.encode_image(random_platform_transform(shown, float(step % 2), rng)) * was).sum()
         (gradient,) = torch.autograd.grad(likeness, shown)
-        gradient = coefficients(weight * enlarged(gradient, tuple(small.shape[-2:])), kept)  # sizes may differ by 1
-        total = MEMORY_SEALED * total - gradient / gradient.norm().clamp_min(1e-12)
-        strength = _adjusted(strength, float(likeness.detach()), SEALED, *STEPS_SEALED)
-    return _at(total, strength, small, weight)
+        gradient = coefficients(hiding(small) * gradient, kept)
+        total = MEMORY * total - gradient / gradient.norm().clamp_min(1e-12)
+        strength = _adjusted(strength, float(likeness.detach()), SEALED, STEP**2)
+    return _at(total, strength, small)
 
 
 @torch.enable_grad()
@@ -115,15 +113,19 @@ def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = No
     return to_code(signs, 255 * max(fitted(weight * cosines(signs, size)), 0.0))
 
 
-def _at(total: Coefficients, strength: float, x: Picture, weight: Plane) -> Picture:
-    """Coefficients as a change of x, of so much energy; gradients pass through their places, not their size."""
-    change = weight * cosines(total, (x.shape[-2], x.shape[-1]))
-    return change * (strength / energy(change.detach(), x)).sqrt()
+def _at(total: Coefficients, strength: float, x: Picture) -> Picture:
+    """Coefficients as a change of a picture, of so much energy; gradients pass through their places, not their size."""
+    return _amplitude(total, strength, x) * hiding(x) * cosines(total, tuple(x.shape[-2:]))
 
 
-def _adjusted(strength: float, likeness: float, bounds: tuple[float, float], rise: float, fall: float) -> float:
+def _amplitude(signs: Coefficients, strength: float, x: Picture) -> float:
+    """Of each cosine, so that the change has so much energy."""
+    return float((strength / energy(hiding(x) * cosines(signs.detach(), tuple(x.shape[-2:])), x)).sqrt())
+
+
+def _adjusted(strength: float, likeness: float, bounds: tuple[float, float], step: float = STEP) -> float:
     """Less strength where readers are misled, more where they are not."""
-    return min(max(strength * (1 / fall if likeness < MISLED else rise), bounds[0]), bounds[1])
+    return min(max(strength * (step ** (-1 / 3) if likeness < MISLED else step), bounds[0]), bounds[1])
 
 
 def _count(size: tuple[int, int], density: float) -> int:
@@ -132,7 +134,7 @@ def _count(size: tuple[int, int], density: float) -> int:
 
 @torch.enable_grad()
 def search(
-    shown: Picture, truth: Picture, target: Target | None = None, steps: int = 120, seed: int = 0
+    shown: Picture, truth: Picture, target: Target | None = None, steps: int = 60, seed: int = 0
 ) -> tuple[Coefficients, float]:
     """Signed cosines that make readers see in a picture the opposite of what they see in the photo.
 
@@ -143,29 +145,27 @@ def search(
         shown: What the change is added to, at the reader's scale, in [0, 1].
         truth: What must not be read, likewise.
         target: The readers; `READERS` where ``None``.
-        steps: Gradient steps; the readers take turns.
+        steps: Gradient steps.
         seed: Of what platforms do.
 
     Returns:
         Signs and amplitude for `psic_core.models.delta.to_code`, of an `energy` between the bounds of `CARRIED`.
     """
-    target, size, weight = target or readers(), (shown.shape[-2], shown.shape[-1]), hiding(shown)
+    target, size = target or readers(), tuple(shown.shape[-2:])
     count, strength, rng = _count(size, DENSITY), 1.0, torch.Generator().manual_seed(seed)
     with torch.no_grad():
         was = target.encode_image(truth)
     total = 1e-3 * torch.randn(1, 3, *band(size), generator=rng)  # the cosine is flat where both pictures are one
-    for step in tqdm(range(steps), "shield", leave=False, disable=None):
-        reader, part = target.turn(step)
+    for _ in tqdm(range(steps), "shield", leave=False, disable=None):
         signs = largest(total, count).requires_grad_()
         share = float(torch.rand((), generator=rng) < PLATFORMS)
-        x = random_platform_transform(shown + _at(signs, strength, shown, weight), share, rng)
-        likeness = (reader.encode_image(x) * part(was)).sum()
+        x = random_platform_transform(shown + _at(signs, strength, shown), share, rng)
+        likeness = (target.encode_image(x) * was).sum()
         (gradient,) = torch.autograd.grad(likeness, signs)
         total = MEMORY * total - gradient / gradient.norm().clamp_min(1e-12)
-        if not share:  # at the reader's scale, platforms take more of the change than at the photo's
-            strength = _adjusted(strength, float(likeness.detach()), CARRIED, STEP, STEP)
+        strength = _adjusted(strength, float(likeness.detach()), CARRIED)
     signs = largest(total, count)
-    return signs, 255 * math.sqrt(strength / float(energy(weight * cosines(signs, size), shown)))
+    return signs, 255 * _amplitude(signs, strength, shown)
 
 
 def largest(c: Coefficients, count: int) -> Coefficients:

@@ -18,7 +18,7 @@ from psic_core.datasets.photos import Photos
 from psic_core.datasets.webdataset import Shards
 from psic_core.models.delta import energy, within_budget
 from psic_core.models.images import pad_to, round_to_8_bits
-from psic_core.models.vlp import Target
+from psic_core.models.vlp import Ensemble, Target
 from psic_core.objectives import (
     RateDistortion,
     attack_loss,
@@ -198,8 +198,10 @@ class Trainer:
         excess = (energy(delta, x_hat_f) / budget).clamp_min(1).log().mean()
         delta = within_budget(delta, x_hat_f, budget)
         shown = random_platform_transform(x_hat_f + delta, config.eot, batch.rng)
-        pool, (reader, part) = self.source.pool(batch, self.target), self.target.turn(self.step)
-        pool = pool._replace(image=part(pool.image), text=part(pool.text))
+        reader, pool = self.target, self.source.pool(batch, self.target)
+        if isinstance(reader, Ensemble):
+            reader, part = reader.turn(self.step)
+            pool = pool._replace(image=part(pool.image), text=part(pool.text))
         attack, row = attack_loss(self._read(shown, reader), pool, config, batch.rng)
         grid = 255**2 * grid_mse(delta, x_hat_f) / budget
         loss = attack + config.grid * min(1.0, 4 * self.step / config.steps) * grid + excess / 2

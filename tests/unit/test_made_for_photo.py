@@ -12,23 +12,12 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.models.delta import (
-    MAX_BYTES,
-    band,
-    cosines,
-    dct_basis,
-    energy,
-    enlarged,
-    from_code,
-    hiding,
-    reduced,
-    to_code,
-)
+from psic_core.models.delta import MAX_BYTES, band, cosines, energy, enlarged, from_code, hiding, reduced, to_code
 from psic_core.models.images import to_pil
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.search import CARRIED, MISLED, _adjusted, largest, search
 
-SIZE = (49, 62)  # above the reading side of 32, and copies of it are rounded otherwise
+SIZE = (48, 56)  # above the reading side of 32
 OWNER = "the owner's words"
 
 
@@ -143,18 +132,6 @@ def test_a_code_that_would_not_fit_a_chunk_is_refused():
         to_code(signs, 10)
 
 
-def test_the_cosines_are_orthonormal_to_the_last_bits():
-    basis = dct_basis(40, 40)
-    assert torch.allclose(basis @ basis.T, torch.eye(40, dtype=torch.float64), atol=1e-13)
-
-
-def test_a_change_hides_in_texture_and_not_beside_an_edge():
-    edge, texture = torch.zeros(1, 3, 40, 40), torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
-    edge[..., 20:] = 1
-    assert float(hiding(edge).max()) < 0.75
-    assert float(hiding(texture.expand(-1, 3, -1, -1)).min()) > 1.5
-
-
 def test_the_search_turns_a_reader_round_for_little():
     x = picture(32, 48, seed=3)
     signs, amplitude = search(x, x, reader(), steps=12)
@@ -171,8 +148,8 @@ def test_the_search_turns_a_reader_round_for_little():
 
 
 def test_the_search_gives_less_strength_where_readers_are_misled():
-    assert _adjusted(1.0, MISLED - 0.1, CARRIED, 1.1, 1.1) < 1 < _adjusted(1.0, MISLED + 0.1, CARRIED, 1.1, 1.1)
-    assert _adjusted(CARRIED[1], 1.0, CARRIED, 1.1, 1.1) == CARRIED[1]
+    assert _adjusted(1.0, MISLED - 0.1, CARRIED) < 1 < _adjusted(1.0, MISLED + 0.1, CARRIED)
+    assert _adjusted(CARRIED[1], 1.0, CARRIED) == CARRIED[1]
 
 
 def test_a_small_picture_is_protected_at_its_own_size():

@@ -76,8 +76,8 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	    --target lite-clip lite2-clip $(MEASURE)/psic-q$$q.json; \
 	  $(PSIC) captions --checkpoint psic-q$$q --dataset flickr8k --limit 300 $(MEASURE)/captions-q$$q.json; \
 	done
-	$(PSIC) sizes --checkpoint psic-q3 $(MEASURE)/sizes.json
-	$(PSIC) sizes --checkpoint psic-q3 --dataset flickr8k-dev held-out --side 160 --budget 4 6 8 11 16 --limit 60 \
+	$(RUN) data/results/sizes.py --checkpoint psic-q3 $(MEASURE)/sizes.json
+	$(RUN) data/results/sizes.py --checkpoint psic-q3 --dataset flickr8k-dev held-out --side 160 --budget 4 6 8 11 16 --limit 60 \
 	  $(MEASURE)/budgets.json
 	$(PSIC) rd --dataset kodak --json data/results/rd-kodak.json
 	$(PSIC) limits psic-q3 --json data/results/limits.json

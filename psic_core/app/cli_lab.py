@@ -1,4 +1,4 @@
-"""The commands that measure: ``psic evaluate``, ``captions``, ``sizes``, ``rd``, ``limits``."""
+"""The commands that measure: ``psic evaluate``, ``captions``, ``rd``, ``limits``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,36 +88,6 @@ class Captions(Measurement):
             reports.append(caption_report(model, plain, data, captioner, self.cache))
             self.write(reports)
             print(captions_table({model.config.quality: reports[-1]}))
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Count the photos whose label changes from full to protected, by size, budget and platform."""
-
-    json: Report  # the report
-    dataset: tuple[DataSet, ...] = ("kodak", "camera", "held-out")  # photos, as large as they are
-    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    target: str = "lite-clip"  # the model that reads the pictures
-    side: tuple[int, ...] = (160, 240, 320, 512, 1024, 0)  # shorter sides in pixels to scale down to; 0: as they are
-    budget: tuple[float, ...] = ()  # most that a photo may be changed; none named: the model's own
-    cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
-    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
-    limit: int | None = None  # the first so many pictures of each
-
-    def run(self) -> None:
-        """Count, write and print."""
-        from psic_core.app.tables import sizes_table
-        from psic_core.datasets.eval_sets import eval_set
-        from psic_core.lab.evaluate import write_json
-        from psic_core.lab.sizes import size_curve
-        from psic_core.models.vlp import load_target
-        from psic_core.training.checkpoints import load_checkpoint
-
-        model, plain = load_checkpoint(self.checkpoint), load_checkpoint(self.checkpoint, plain=True)
-        sets = [eval_set(name, self.data_root, self.limit, side=0) for name in self.dataset]
-        report = size_curve(model, plain, sets, load_target(self.target), self.side, self.budget, self.cache)
-        write_json({"checkpoint": self.checkpoint} | report, self.json)
-        print(sizes_table(report))
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def limits_table(report: Mapping[str, Any]) -> str:
 
 
 def by_size(report: Mapping[str, Any]) -> dict[tuple[str, float | None], dict[str, Any]]:
-    """The rows of ``psic sizes`` by size and budget, all sets as one: ``n``, means, ``rates[platform][version]``."""
+    """The rows of ``sizes.json`` by size and budget, all sets as one: ``n``, means, ``rates[platform][version]``."""
     groups: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
     for row in sorted(report["rows"], key=lambda r: (r["side"] or 10**9, r["budget"] or 0)):
         groups.setdefault((f"{row['side']} px" if row["side"] else "as they are", row["budget"]), []).append(row)

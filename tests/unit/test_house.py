@@ -110,7 +110,7 @@ def test_psic_core_imports_only_what_it_declares():
 @SEES_PACKAGES
 def test_tests_import_only_what_they_declare():
     own = {"psic_core"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
-    own |= {"upkeep", "get", "make_lite_clip", "install", "make_scenes", "ablate", "phrases", "plans", "render"}
+    own |= {"install"} | {path.stem for name in ("data", "notebooks") for path in (ROOT / name).rglob("*.py")}
     assert undeclared(ROOT / "tests", names(requirements("lab", "test")), own) == {}
 
 
@@ -165,6 +165,6 @@ def test_the_house_stays_small():
     """Lines of Python; a package that grows needs a reason, and this number one more commit."""
     lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "psic_core").rglob("*.py")}
     assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 300} == {}
-    assert sum(lengths.values()) <= 9_100
+    assert sum(lengths.values()) <= 8_960
     assert len([p for p in (ROOT / "psic_core").iterdir() if p.name != "__pycache__"]) <= 16
     assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "tests").rglob("*.py")) <= 8_500

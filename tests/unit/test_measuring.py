@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import awaken
 from open_clip import IMAGENET_CLASSNAMES
+from sizes import Sizes
 
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
@@ -142,9 +143,11 @@ def test_small_pictures_have_no_ms_ssim(folder: Path):
 
 @pytest.mark.slow
 def test_labels_are_counted_at_every_size_that_a_photo_has(folder: Path, tmp_path: Path):
-    words = ("sizes", "--checkpoint", folder / "psic-q2.safetensors", "--dataset", "kodak", "--data-root", folder)
-    words += ("--side", 96, 172, 0, "--budget", 4, 300, "--target", "tiny", "--cache", tmp_path / "cache")
-    psic(*words, "--json", tmp_path / "sizes.json")
+    command = Sizes(
+        tmp_path / "sizes.json", ("kodak",), str(folder / "psic-q2.safetensors"), "tiny", side=(96, 172, 0),
+        budget=(4, 300), cache=tmp_path / "cache", data_root=str(folder),
+    )  # fmt: skip
+    command.run()
     report = json.loads((tmp_path / "sizes.json").read_text())
     rows = {(row["side"], row["budget"]): row for row in report["rows"]}
     assert set(rows) == {(side, budget) for side in (96, 0) for budget in (4, 300)}  # none is 172 pixels high
@@ -166,6 +169,6 @@ def test_labels_are_counted_at_every_size_that_a_photo_has(folder: Path, tmp_pat
     assert unpack_flips(by["protected"]).flipped.bool().tolist() == changed
     assert unpack_flips(by["full"]).flipped.sum() == 0
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    psic(*words, "--json", tmp_path / "again.json")
+    replace(command, json=tmp_path / "again.json").run()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == files
     assert json.loads((tmp_path / "again.json").read_text())["rows"] == report["rows"]

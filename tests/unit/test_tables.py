@@ -7,13 +7,13 @@ import pytest
 import torch
 import upkeep
 from matplotlib.figure import Figure
+from sizes import SHOWN
 
 from psic_core.app import figures, tables
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.lab.bench import TASKS
 from psic_core.lab.evaluate import NULLS, pack_flips
-from psic_core.lab.sizes import SHOWN
 from psic_core.metrics import count_flips
 from psic_core.training.checkpoints import save_checkpoint
 

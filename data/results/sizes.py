@@ -1,30 +1,35 @@
 """Real photos at every size: how many change their label from full to protected, as they are and behind a platform.
 
+    python data/results/sizes.py --checkpoint psic-q3 --json data/results/sizes.json
+
 A label is the likeliest of ImageNet's 1,000 names; nothing else need be known of a photo.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor
 from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
+from psic_core.app.tables import sizes_table
 from psic_core.codec import PSIC
-from psic_core.datasets.eval_sets import EvalSet, scaled
-from psic_core.lab.evaluate import pack_flips
+from psic_core.datasets import DataSet
+from psic_core.datasets.eval_sets import EvalSet, eval_set, scaled
+from psic_core.lab.evaluate import pack_flips, write_json
 from psic_core.lab.passes import Reader, Texts, read
 from psic_core.lab.processing import PLATFORMS, Picture, Processed, Processing, cropped
 from psic_core.lab.tasks import class_weights
 from psic_core.metrics import count_flips
 from psic_core.models.images import round_to_8_bits, through_file
-from psic_core.models.vlp import Target
-from psic_core.training.checkpoints import provenance
+from psic_core.models.vlp import Target, load_target
+from psic_core.training.checkpoints import load_checkpoint, provenance
 
 PUBLISHED = "as published"
 SHOWN = ("plain", "full", "protected", "jpeg", "noise")  # the null: full, JPEG and noise at the protected PSNR
@@ -106,3 +111,30 @@ def _flips(seen: Mapping[str, Mapping[str, Tensor]], names: Tensor) -> dict[str,
     same = {name: {v: (f @ names.T).argmax(1) == label for v, f in by.items()} for name, by in seen.items()}
     always = torch.ones_like(label, dtype=torch.bool)
     return {name: {v: pack_flips(count_flips(always, s)) for v, s in by.items()} for name, by in same.items()}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Count the photos whose label changes from full to protected, by size, budget and platform."""
+
+    json: Path  # the report
+    dataset: tuple[DataSet, ...] = ("kodak", "camera", "held-out")  # photos, as large as they are
+    checkpoint: str = "psic-q4"  # file or shipped name
+    target: str = "lite-clip"  # the model that reads the pictures
+    side: tuple[int, ...] = (160, 240, 320, 512, 1024, 0)  # shorter sides in pixels to scale down to; 0: as they are
+    budget: tuple[float, ...] = ()  # most that a photo may be changed; none named: the model's own
+    cache: Path | None = None  # folder that keeps what was measured: a second run takes seconds
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
+    limit: int | None = None  # the first so many pictures of each
+
+    def run(self) -> None:
+        """Count, write and print."""
+        model, plain = load_checkpoint(self.checkpoint), load_checkpoint(self.checkpoint, plain=True)
+        sets = [eval_set(name, self.data_root, self.limit, side=0) for name in self.dataset]
+        report = size_curve(model, plain, sets, load_target(self.target), self.side, self.budget, self.cache)
+        write_json({"checkpoint": self.checkpoint} | report, self.json)
+        print(sizes_table(report))
+
+
+if __name__ == "__main__":
+    tyro.cli(Sizes).run()

@@ -1,4 +1,4 @@
-"""The commands that measure: ``psic evaluate``, ``captions``, ``rd``, ``limits``."""
+"""The commands that measure: ``psic evaluate``, ``captions``, ``limits``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,30 +88,6 @@ class Captions(Measurement):
             reports.append(caption_report(model, plain, data, captioner, self.cache))
             self.write(reports)
             print(captions_table({model.config.quality: reports[-1]}))
-
-
-@dataclass(frozen=True)
-class RateDistortion:
-    """Compare rate and distortion of several rates, with Bjontegaard differences."""
-
-    dataset: DataSet  # kodak is the usual one
-    json: Report  # the report
-    checkpoints: tuple[str, ...] = ("psic-q1", "psic-q2", "psic-q3", "psic-q4")  # in the order of their rates
-    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
-    limit: int | None = None  # the first so many pictures
-
-    def run(self) -> None:
-        """Code, write and print."""
-        from psic_core.app.tables import rd_table
-        from psic_core.datasets.eval_sets import eval_set
-        from psic_core.lab.evaluate import write_json
-        from psic_core.lab.rate_distortion import rate_distortion
-        from psic_core.training.checkpoints import load_checkpoint
-
-        pairs = {n: (load_checkpoint(n), load_checkpoint(n, plain=True)) for n in self.checkpoints}
-        report = rate_distortion(pairs, eval_set(self.dataset, self.data_root, self.limit))
-        write_json(report, self.json)
-        print(rd_table(report))
 
 
 @dataclass(frozen=True)

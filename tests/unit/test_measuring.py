@@ -9,15 +9,15 @@ import pytest
 import torch
 from models import awaken
 from open_clip import IMAGENET_CLASSNAMES
+from rate_distortion import CURVES, PUBLISHED, RIVALS, RateDistortion, rate_distortion
 from sizes import Sizes
 
-from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import pack_flips, unpack_flips
-from psic_core.lab.rate_distortion import CURVES, PUBLISHED, RIVALS, bd_psnr, bd_rate, rate_distortion
+from psic_core.lab.rate_distortion import bd_psnr, bd_rate
 from psic_core.metrics import attack_success_rate, count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.models.vlp import load_target
@@ -48,10 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(2):
         to_pil(scenes[i].image[None]).resize((176, 170)).save(path / "kodak" / f"{i}.png")
     return path
-
-
-def psic(*words: object) -> None:
-    assert main([str(word) for word in words]) == 0
 
 
 # --- one interval over several measurements ---------------------------------------------------------
@@ -98,7 +94,7 @@ def test_psnr_plus_d_is_a_bd_psnr_of_d():
 def test_rd_measures_real_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     names = [folder / f"psic-q{q}.safetensors" for q in (1, 2)]
     out = tmp_path / "rd.json"
-    psic("rd", "--checkpoints", *names, "--dataset", "kodak", "--data-root", folder, "--json", out)
+    RateDistortion("kodak", out, tuple(map(str, names)), str(folder)).run()
     report = json.loads(out.read_text())
     assert "BD-PSNR of plain against published" in capsys.readouterr().out
     point, model = report["points"][str(names[1])], build(2)

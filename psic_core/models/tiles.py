@@ -32,7 +32,9 @@ class Window(NamedTuple):
     end: int
 
 
-def reach(transform: Transform, channels: int, cell: int, device: torch.device | None = None) -> int:
+def reach(
+    transform: Transform, channels: int, cell: int, device: torch.device | None = None, widest: int = _WIDEST
+) -> int:
     """How many cells away an input can change an output, measured: NaN in one cell spreads to whatever reads it.
 
     Args:
@@ -40,12 +42,13 @@ def reach(transform: Transform, channels: int, cell: int, device: torch.device |
         channels: Of its input.
         cell: Side in input samples of a cell: 16 for ``g_a`` of most codecs, 1 for ``g_s``.
         device: Where the transform is.
+        widest: Cells beyond which the answer does not matter; it saves looking.
 
     Raises:
-        ValueError: An output depends on more than 32 cells around it.
+        ValueError: An output depends on more cells around it than were looked at, `widest` at most.
     """
     radius = 4
-    while radius <= _WIDEST:
+    while radius <= widest:
         side = 2 * radius + 1
         x = torch.zeros(1, channels, side * cell, side * cell, device=device)
         x[..., radius * cell : (radius + 1) * cell, radius * cell : (radius + 1) * cell] = torch.nan
@@ -57,7 +60,7 @@ def reach(transform: Transform, channels: int, cell: int, device: torch.device |
         if far < radius:  # else it may go on beyond the edge
             return far
         radius *= 2
-    raise ValueError(f"the transform looks further than {_WIDEST} latents: it cannot be tiled; pass tile=0")
+    raise ValueError(f"the transform looks further than {radius // 2} latents: it cannot be tiled; pass tile=0")
 
 
 def windows(cells: int, tile: int, context: int) -> Iterator[Window]:

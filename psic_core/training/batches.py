@@ -58,7 +58,7 @@ class CachedLatents:
     def __init__(self, model: PSIC, pairs: Pairs, device: torch.device, chunk: int = 16, quiet: bool = False) -> None:
         height, width = pairs.pictures.shape[-2:]
         multiple, parts, starts = model.factor, [], []
-        self.cell, self.context = model.coder.cell, _context(model)
+        self.cell = model.coder.cell
         down, right = -height % multiple, -width % multiple
         chunks = pairs.pictures.split(chunk)
         for k, pictures in enumerate(tqdm(chunks, desc="latents", leave=False, disable=quiet)):
@@ -72,6 +72,7 @@ class CachedLatents:
             starts += [(top // self.cell, left // self.cell)] * len(pictures)
         self.y_hat = torch.cat(parts)
         self.starts = starts  # of each picture in its padded latents
+        self.context = _context(model, max(self.y_hat.shape[-2:]))
 
     def window(
         self, index: Int64[Tensor, " batch"], top: int, left: int, side: int
@@ -95,11 +96,11 @@ class CachedLatents:
         return torch.stack(cut).float(), tuple(corners)
 
 
-def _context(model: PSIC) -> int:
-    """Latents around a crop that its pixels depend on; where that is beyond measure, more than any picture has."""
+def _context(model: PSIC, side: int) -> int:
+    """Latents around a crop that its pixels depend on; where that is beyond ``side``, more than any picture has."""
     try:
         beta = next(model.parameters()).new_zeros(1, model.config.dim)
-        return tiles.reach(lambda y: model.g_s(y, beta), model.g_s.channels[0], 1, beta.device)
+        return tiles.reach(lambda y: model.g_s(y, beta), model.g_s.channels[0], 1, beta.device, side)
     except ValueError:
         return 2**16
 

@@ -80,7 +80,7 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	$(RUN) data/results/sizes.py --checkpoint psic-q3 --dataset flickr8k-dev held-out --side 160 --budget 4 6 8 11 16 --limit 60 \
 	  $(MEASURE)/budgets.json
 	$(RUN) data/results/rate_distortion.py --dataset kodak --json data/results/rd-kodak.json
-	$(PSIC) limits psic-q3 --json data/results/limits.json
+	$(RUN) data/results/limits.py psic-q3 --json data/results/limits.json
 	$(RUN) notebooks/upkeep.py --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from limits import DENOISERS
 from open_clip import IMAGENET_CLASSNAMES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,10 +23,10 @@ from psic_core.codec import PSIC
 from psic_core.config import data_dir
 from psic_core.datasets.eval_sets import PHOTO_CLASSES, EvalSet, eval_set
 from psic_core.datasets.photos import demo_photos
-from psic_core.lab import limits
 from psic_core.lab.evaluate import write_json
+from psic_core.lab.limits import LEVELS as THREATS
 from psic_core.lab.passes import Texts
-from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.lab.processing import PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
 from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
 from psic_core.models.delta import Adapted
@@ -115,7 +116,7 @@ def report(data: EvalSet, kept: list[tuple[dict[str, Tensor], dict]], readers: l
             if attack == PUBLISHED and reader is not readers[0]:
                 level, named = "unseen", f"read by {reader.name}"
             rows.append({"level": level, "attack": named, "null": rates.pop("plain"), "asr": rates})
-    rows.sort(key=lambda row: list(limits.LEVELS).index(row["level"]))
+    rows.sort(key=lambda row: list(THREATS).index(row["level"]))
     mean = {key: float(np.mean(values)) for key, values in figures.items()}
     return {"models": models, "n": data.size, "mean": mean, "size": size, "rows": rows}
 

@@ -30,7 +30,6 @@ COMMANDS: dict[str, type] = {
     "publish": cli_training.Publish,
     "evaluate": cli_lab.Evaluate,
     "captions": cli_lab.Captions,
-    "limits": cli_lab.Limits,
 }
 
 

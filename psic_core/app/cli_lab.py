@@ -1,10 +1,10 @@
-"""The commands that measure: ``psic evaluate``, ``captions``, ``limits``."""
+"""The commands that measure: ``psic evaluate``, ``captions``."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from psic_core.app.cli_files import DEFAULT_CHECKPOINT
 from psic_core.datasets import DataSet
@@ -88,25 +88,3 @@ class Captions(Measurement):
             reports.append(caption_report(model, plain, data, captioner, self.cache))
             self.write(reports)
             print(captions_table({model.config.quality: reports[-1]}))
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Attack the shield: post-processing, unseen models, rivals who adapt, searches for the key."""
-
-    json: Report  # the report
-    checkpoints: Positional[tuple[str, ...]] = (DEFAULT_CHECKPOINT,)  # over one encoder
-    target: str = "lite-clip"  # the model that they were made against
-    levels: tuple[str, ...] = ()  # some of the threat model's levels; none named: all
-    limit: int = 150  # held-out scenes
-    side: int = 160  # of the scenes in pixels: the models' own, at which the shield of a larger photo is made too
-
-    def run(self) -> None:
-        """Attack, write and print."""
-        from psic_core.app.tables import limits_table
-        from psic_core.lab.evaluate import write_json
-        from psic_core.lab.limits import LEVELS, run_limits
-
-        report = run_limits(self.checkpoints, self.limit, self.target, self.levels or tuple(LEVELS), self.side)
-        write_json(report, self.json)
-        print(limits_table(report))

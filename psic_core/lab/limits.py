@@ -1,7 +1,6 @@
-"""The threat model, level by level: every attack on one bench, beside its null, as ``psic limits`` runs it."""
+"""The threat model's levels, and every attack beside its null. ``data/results/limits.py`` runs them all."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,20 +8,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psic_core.codec import PSIC
-from psic_core.config import seed_everything
-from psic_core.datasets.eval_sets import EvalSet, eval_set
-from psic_core.datasets.scenes import Scenes
-from psic_core.lab import key_search
+from psic_core.datasets.eval_sets import EvalSet
 from psic_core.lab.bench import TASKS, Bench, Pictures
 from psic_core.lab.passes import Texts
-from psic_core.lab.processing import DENOISERS, PLATFORMS, Processing, recoded
-from psic_core.lab.rivals import finetune_reader, stripped, train_purifier
+from psic_core.lab.processing import Processing
 from psic_core.lab.tasks import task_results
 from psic_core.lab.versions import jpeg_at
 from psic_core.metrics import count_flips, flip_rate, psnr
-from psic_core.models.images import round_to_8_bits
-from psic_core.models.vlp import Target, load_target
-from psic_core.training.checkpoints import load_checkpoint, provenance
+from psic_core.models.vlp import Target
 
 LEVELS = {
     "none": "nobody attacks",
@@ -33,9 +26,6 @@ LEVELS = {
     "stream": "someone with file and decoder, without a key",
 }
 PLAIN = "plain"  # the version that nulls are measured on, as `tasks` calls the plain codec's
-UNSEEN = "lite2-clip"  # a reader that no shield was trained against
-OWN = 300  # pictures that a rival protects himself, of the training scenes
-PURIFYING = 500  # steps of a purifier's training
 
 
 class Robustness:
@@ -66,12 +56,7 @@ class Robustness:
 
     def nothing(self) -> None:
         """No attack: what the shields do to the reader that they were made for."""
-        self.add("none", "as published", self.shown | {PLAIN: self._jpeg()})
-
-    def unseen(self, reader: Target) -> None:
-        """A reader that nothing was trained against; the null is JPEG at the first model's PSNR."""
-        read = reader.encode_images(self.bench.decoded).cpu()
-        self.add("unseen", f"read by {reader.name}", self.shown | {PLAIN: self._jpeg()}, reader, read)
+        self.add("none", "as published", self.shown | {PLAIN: self.jpeg()})
 
     def process(self, level: str, processings: Mapping[str, Processing]) -> None:
         """Each processing, of every version."""
@@ -121,102 +106,8 @@ class Robustness:
         x = self.bench.x
         return {v: sum(map(psnr, p, x)) / len(x) for v, p in changed.items() if p.shape == x.shape}
 
-    def _jpeg(self) -> Pictures:
+    def jpeg(self) -> Pictures:
+        """The photos as JPEG at the first model's PSNR: the null where nothing else is done."""
         first = self.shown[next(iter(self.models))]
         pairs = zip(self.bench.x.split(1), first.split(1), strict=True)
         return torch.cat([jpeg_at(x, psnr(protected, x)) for x, protected in pairs])
-
-
-def run_limits(
-    names: Sequence[str],
-    limit: int,
-    target: str = "lite-clip",
-    levels: Sequence[str] = tuple(LEVELS),
-    side: int = 160,
-) -> dict[str, Any]:
-    """Attack several models on the same held-out scenes.
-
-    Args:
-        names: Checkpoints of anchored PSIC, over one encoder; the first without its triggers is the plain codec.
-        limit: Held-out scenes.
-        target: The reader that the shields were made for.
-        levels: Some of `LEVELS`.
-        side: Of the pictures in pixels.
-
-    Returns:
-        ``rows`` as `Robustness.add` makes them, and what they were measured on; JSON-ready.
-
-    Raises:
-        ValueError: No model, or an unknown level.
-    """
-    if not names:
-        raise ValueError("no model to attack: name at least one checkpoint")
-    if wrong := [level for level in levels if level not in LEVELS]:
-        raise ValueError(f"levels {', '.join(wrong)}: choose from {', '.join(LEVELS)}")
-    seed_everything(0)
-    models = {_label(name): load_checkpoint(name) for name in names}
-    if len(models) < len(names):
-        raise ValueError(f"{', '.join(names)}: two models of one name; rename a file or its folder")
-    data = eval_set("scenes", limit=limit, side=side)
-    suite = Robustness(models, load_checkpoint(names[0], plain=True), data, load_target(target))
-    for level in tqdm(levels, "levels", disable=None):
-        RUNS[level](suite)
-    about = {"models": list(models), "target": target, "dataset": data.name, "n": data.size, "side": side}
-    return about | {"rows": suite.rows, "provenance": provenance()}
-
-
-def _label(name: str) -> str:
-    """A checkpoint's name; that of its folder where it is a run's ``model.safetensors``."""
-    path = Path(name)
-    return path.parent.name if path.name == "model.safetensors" else path.stem
-
-
-def _rival(suite: Robustness) -> None:
-    """He protects photos of his own with each model: pairs for a purifier, protected pictures for a reader.
-
-    All are of the bench's size, 160 px where nothing else is asked for: the shield of a larger photo is made there and
-    enlarged, so that this is the purifier to fear, whatever the photo's size.
-    """
-    target = suite.bench.target
-    scenes = Scenes("train", OWN, suite.bench.x.shape[-1])
-    x = torch.stack([scenes[i].image for i in range(OWN)])
-    captions = [scenes.captions(i) for i in range(OWN)]
-    y_hat = suite.bench.latents(suite.bench.plain, x)
-    full = suite.bench.decode(suite.bench.plain, y_hat)
-    first = next(iter(suite.models.values()))
-    changed = {v: stripped(suite.models.get(v, first), shown) for v, shown in suite.shown.items()}
-    suite.add("rival", "coded again, triggers left out", changed)
-    for name, model in suite.models.items():
-        protected = suite.bench.decode(model, y_hat)
-        purifier = train_purifier(protected, full, PURIFYING)
-        cleaned = {
-            v: torch.cat([round_to_8_bits(purifier(p)) for p in shown.split(20)]) for v, shown in suite.shown.items()
-        }
-        suite.add("rival", f"purifier, made with {name}", cleaned)
-        adapted = finetune_reader(target, protected, captions)
-        suite.add("rival", f"model's heads trained on {name}", suite.shown, reader=adapted)
-
-
-def _stream(suite: Robustness) -> None:
-    bench, models = suite.bench, suite.models
-    wrong = key_search.random_conditions(1, next(iter(models.values())).config.dim, seed=7)[0]
-    solved = {v: key_search.solve(m).condition for v, m in models.items()}
-    for attack, chosen in (
-        ("a wrong keyword", dict.fromkeys(models, wrong)),
-        ("the triggers' equations, solved", solved),
-    ):
-        cosines = {v: float(c @ models[v].full_condition() / c.norm()) for v, c in chosen.items()}
-        changed = {v: bench.decode(models[v], bench.y_hat, condition=c) for v, c in chosen.items()}
-        suite.add("stream", attack, changed | {PLAIN: bench.decoded}, cosine=cosines)
-    cut = dict.fromkeys(models, bench.decode(bench.plain, bench.y_hat))
-    suite.add("stream", "every trigger left out of the program", cut | {PLAIN: bench.decoded})
-
-
-RUNS: Mapping[str, Callable[[Robustness], None]] = {
-    "none": Robustness.nothing,
-    "unseen": lambda s: s.unseen(load_target(UNSEEN)),
-    "platforms": lambda s: s.process("platforms", {**PLATFORMS, "coded again, plain": recoded(s.bench.plain)}),
-    "denoisers": lambda s: s.process("denoisers", DENOISERS),
-    "rival": _rival,
-    "stream": _stream,
-}

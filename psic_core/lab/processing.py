@@ -3,11 +3,8 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.ndimage import median_filter
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, resize
 
@@ -61,16 +58,6 @@ def noisy(sigma: float) -> Processing:
     return process
 
 
-def filtered(denoise: Callable[[np.ndarray], np.ndarray]) -> Processing:
-    """A filter of scipy or scikit-image on ``(H, W, 3)`` floats in [0, 1]."""
-
-    def process(x: Picture) -> Processed:
-        cleaned = denoise(x[0].permute(1, 2, 0).numpy().astype(np.float64))
-        return round_to_8_bits(torch.from_numpy(cleaned).float().permute(2, 0, 1)[None])
-
-    return process
-
-
 def recoded(codec: PSIC) -> Processing:
     """Coded once more by a learned codec: a plain one, or a PSIC, which protects again."""
     return lambda x: round_to_8_bits(codec.decompress_tensor(codec.compress(x)))
@@ -86,10 +73,4 @@ PLATFORMS: Mapping[str, Processing] = {
     "crop to 75 %": cropped(0.75),
     "blur 1.5 px": blurred(1.5),
     "noise 10/255": noisy(10),
-}
-#: What someone does who wants the shield gone and has tools for noise, none for this.
-DENOISERS: Mapping[str, Processing] = {
-    "median 3 × 3": filtered(lambda x: median_filter(x, size=(3, 3, 1))),
-    "total variation": filtered(lambda x: denoise_tv_chambolle(x, weight=0.05, channel_axis=-1)),
-    "non-local means": filtered(lambda x: denoise_nl_means(x, 5, 6, h=0.04, channel_axis=-1)),
 }

@@ -4,22 +4,22 @@ import json
 from functools import partial
 from pathlib import Path
 
+import limits
 import pytest
 import torch
 from ablate import measured
+from limits import DENOISERS, Limits, run_limits
 from models import picture
 from test_tables import cells
 from torch import Tensor
 
 from psic_core import keys
-from psic_core.app.cli import main
 from psic_core.app.tables import limits_table as table
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import eval_set
-from psic_core.lab import limits
-from psic_core.lab.limits import LEVELS, PLAIN, Robustness, run_limits
-from psic_core.lab.processing import DENOISERS, PLATFORMS, recoded
+from psic_core.lab.limits import LEVELS, PLAIN, Robustness
+from psic_core.lab.processing import PLATFORMS, recoded
 from psic_core.lab.rivals import finetune_reader
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
@@ -165,7 +165,7 @@ def test_a_suite_of_nothing_is_refused(names: list[str], levels: tuple[str, ...]
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "limits.json"
-    main(["limits", "psic-q2", "--levels", "none", "--limit", "8", "--side", "96", "--json", str(out)])
+    Limits(out, ("psic-q2",), levels=("none",), limit=8, side=96).run()
     assert [row["attack"] for row in json.loads(out.read_text())["rows"]] == ["as published"]
     assert json.loads(out.read_text())["side"] == 96
     assert "as published" in capsys.readouterr().out

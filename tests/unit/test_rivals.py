@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from limits import Purifier, train_purifier
 from models import SMALL, awaken, backbone, picture
 from torch import Tensor
 
 from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.lab.rivals import Purifier, finetune_reader, stripped, train_purifier
+from psic_core.lab.rivals import finetune_reader, stripped
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.lite_clip import LITE_HEADS
 from psic_core.models.vlp import Target, load_target

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import nbformat
@@ -96,7 +97,7 @@ def pages() -> dict[Path, dict[str, str]]:
         results / "README.md": {
             "rates": tables.rates_table(found),
             "claims": tables.claims_table(points),
-            "recall": tables.recall_table(found),
+            "recall": recall_table(found),
             "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
             "kodak": tables.rd_table(_report("rd-kodak")),
             "limits": tables.limits_table(_report("limits")),
@@ -138,6 +139,23 @@ def _report(name: str) -> dict[str, Any]:
 
 def _if_measured(table: Callable[[dict[str, Any]], str], name: str) -> str:
     return table(_report(name)) if (data_dir() / "results" / f"{name}.json").is_file() else "Not measured yet."
+
+
+def recall_table(found: tables.Reports) -> str:
+    """R@1, R@5 and R@10, the mean over the rates; both galleries of text→image retrieval."""
+    names = {"t2i": "text→image", "t2i_single": "text→image, the rest of the gallery plain", "i2t": "image→text"}
+    rows = []
+    for name, by_rate in found.items():
+        for task in (t for t in names if t in next(iter(by_rate.values())).get("recall", {})):
+            recalls = [r["recall"][task] for r in by_rate.values()]
+            cells = [
+                " / ".join(
+                    f"{100 * fmean(r[v][k] for r in recalls):.1f}" for k in ("1", "5", "10") if k in recalls[0]["plain"]
+                )
+                for v in ("original", "plain", "protected")
+            ]
+            rows.append([name, names[task], *cells])
+    return tables.markdown(["pictures", "R@1 / R@5 / R@10 in %", "original", "plain = full", "protected"], rows)
 
 
 def platforms_table(report: Mapping[str, Any]) -> str:

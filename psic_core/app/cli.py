@@ -27,9 +27,7 @@ COMMANDS: dict[str, type] = {
     "rekey": cli_files.Rekey,
     "train": cli_training.Train,
     "recipe": cli_training.RunRecipe,
-    "publish": cli_training.Publish,
     "evaluate": cli_lab.Evaluate,
-    "captions": cli_lab.Captions,
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands that make models: ``psic train``, ``recipe``, ``publish``."""
+"""The commands that make models: ``psic train``, ``recipe``."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,18 +51,3 @@ class RunRecipe:
         chosen = {k: getattr(self, k) for k in ("dataset", "target", "init", "pictures") if getattr(self, k)}
         for path in run_recipe(self.name, self.quality, self.out, self.data_root, self.dry_run, chosen):
             print(path)
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Write a trained model as psic-qN, in float16."""
-
-    checkpoint: str  # the last phase's model.safetensors
-    quality: int  # number of the rate
-    output: Folder  # folder
-
-    def run(self) -> None:
-        """Write it."""
-        from psic_core.training.phase import publish
-
-        print(publish(self.checkpoint, self.quality, self.output))

@@ -89,23 +89,6 @@ def rates_table(found: Reports) -> str:
     return markdown(head, rows)
 
 
-def recall_table(found: Reports) -> str:
-    """R@1, R@5 and R@10, the mean over the rates; both galleries of text→image retrieval."""
-    names = {"t2i": "text→image", "t2i_single": "text→image, the rest of the gallery plain", "i2t": "image→text"}
-    rows = []
-    for name, by_rate in found.items():
-        for task in (t for t in names if t in next(iter(by_rate.values())).get("recall", {})):
-            recalls = [r["recall"][task] for r in by_rate.values()]
-            cells = [
-                " / ".join(
-                    _percent(fmean(r[v][k] for r in recalls)) for k in ("1", "5", "10") if k in recalls[0]["plain"]
-                )
-                for v in ("original", "plain", "protected")
-            ]
-            rows.append([name, names[task], *cells])
-    return markdown(["pictures", "R@1 / R@5 / R@10 in %", "original", "plain = full", "protected"], rows)
-
-
 def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     """What a captioner says of each version, the mean over the rates."""
     names = {f"bleu{n}": f"BLEU@{n}" for n in (1, 2, 3, 4)} | {"cider": "CIDEr"}

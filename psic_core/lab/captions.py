@@ -1,20 +1,11 @@
-"""What a captioner that was never attacked says of each version (the paper's captioning task, Table 1)."""
+"""Scores of captions (the paper's captioning task, Table 1); ``data/results/captions.py`` measures with them."""
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
-from torch import Tensor, nn
-
-from psic_core.codec import PSIC
-from psic_core.datasets.eval_sets import EvalSet
-from psic_core.lab.passes import Reader, read
-from psic_core.training.checkpoints import provenance
 
 #: As Stanford's PTBTokenizer: does + n't, dog + 's, u.s., well-known, 3,000, and whatever else is no punctuation.
 TOKEN = re.compile(
@@ -58,63 +49,3 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
     cider, each = Cider().compute_score(true, said)
     scores: dict[str, Any] = {f"bleu{n}": float(b) for n, b in enumerate(bleu, 1)}
     return scores | {"cider": float(cider), "cider_each": [float(c) for c in each]}
-
-
-CAPTIONED = ("original", "plain", "full", "protected", "jpeg")  # jpeg: the null at the protected PSNR
-SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider")
-
-
-def caption_report(
-    model: PSIC, plain: PSIC, data: EvalSet, captioner: nn.Module, cache: str | Path | None = None
-) -> dict[str, Any]:
-    """Caption every version of every picture and score the sentences.
-
-    Args:
-        model: PSIC, with its secret.
-        plain: The plain codec of the same rate.
-        data: With captions: the references.
-        captioner: A network with ``name``, ``caption_ids`` and ``words``, as `captioner.LiteCaptioner` has them.
-        cache: Folder that keeps finished passes; ``None`` computes anew.
-
-    Returns:
-        ``scores[version]`` with `SCORES` (CIDEr as usual around 0 to 1 here, BLEU in [0, 1]), ``cider_loss[version]``:
-        the share of the plain codec's CIDEr that is lost, with a 95 % interval over pictures;
-        ``examples``: the first sentences; JSON-ready.
-
-    Raises:
-        ValueError: The data have no captions.
-    """
-    if not data.captions:
-        raise ValueError(f"{data.name!r} has no captions to compare with; use flickr8k, scenes or captioned")
-    folder = Path(cache) if cache else None
-    reader = Reader(captioner.name, captioner, captioner.caption_ids)
-    (found,) = read(model, plain, data, [reader], folder, CAPTIONED)
-    said = {version: captioner.words(found.seen[version]) for version in CAPTIONED}
-    scores = {version: caption_scores(sentences, list(data.captions)) for version, sentences in said.items()}
-    each = {version: torch.tensor(s["cider_each"], dtype=torch.float64) for version, s in scores.items()}
-    return {
-        "dataset": data.name,
-        "captioner": captioner.name,
-        "n": data.size,
-        "bpp": float(found.bpp.mean()),
-        "scores": {version: {name: s[name] for name in SCORES} for version, s in scores.items()},
-        "cider_loss": {v: relative_loss(each["plain"], each[v]) for v in CAPTIONED[2:]},
-        "examples": {version: sentences[:8] for version, sentences in said.items()},
-        "provenance": provenance(),
-    }
-
-
-def relative_loss(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str, Any]:
-    """``1 - mean(after) / mean(before)`` with a 95 % percentile interval; the bootstrap draws pictures.
-
-    Args:
-        before: A score of each picture, at least 0.
-        after: Of the same pictures.
-
-    Returns:
-        ``value`` and ``ci95``; NaN where ``before`` is 0 throughout.
-    """
-    drawn = torch.randint(len(before), (1000, len(before)), generator=torch.Generator().manual_seed(0))
-    losses = 1 - after[drawn].mean(1) / before[drawn].mean(1)
-    low, high = torch.nanquantile(losses, torch.tensor([0.025, 0.975], dtype=losses.dtype)).tolist()
-    return {"value": float(1 - after.mean() / before.mean()), "ci95": [low, high]}

@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
+import captions as module
 import pytest
 import torch
+from captions import CAPTIONED, Captions, caption_report
 from models import awaken
 from torch import Tensor, nn
 
-from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet
-from psic_core.lab import captioner as module
-from psic_core.lab.captions import CAPTIONED, caption_report, caption_scores, tokenise
+from psic_core.lab.captions import caption_scores, tokenise
 from psic_core.training.checkpoints import save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)
@@ -79,8 +79,7 @@ def test_the_command_writes_and_shows_the_report(
         save_checkpoint(m, tmp_path / f"{name}-q2.safetensors", publish_secret=True)
     monkeypatch.setattr(module, "load_captioner", lambda: Brightness())
     out = tmp_path / "captions.json"
-    words = ["captions", "--checkpoint", tmp_path / "psic-q2.safetensors", "--dataset", "scenes", "--limit", 3]
-    assert main([str(w) for w in (*words, "--json", out)]) == 0
+    Captions(out, "scenes", str(tmp_path / "psic-q2.safetensors"), limit=3).run()
     report = json.loads(out.read_text())
     assert report["n"] == 3
     assert report["scores"]["original"]["cider"] >= 0

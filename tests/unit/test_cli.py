@@ -17,6 +17,7 @@ from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig, NoSuchDeviceError, device
 from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
+from psic_core.training.phase import publish
 from psic_core.training.trainer import Trainer
 
 TINY = CodecConfig(n=8, m=12, quality=3, dim=16, hidden=8)
@@ -262,8 +263,7 @@ def test_evaluate_prints_a_table_and_writes_json(shipped: Path, tmp_path: Path, 
 
 
 def test_publish_sets_the_rate_and_keeps_the_secret(shipped: Path, photo: Path, tmp_path: Path):
-    psic("publish", "--checkpoint", shipped / "psic-q3.safetensors", "--quality", 4, "-o", tmp_path)
-    model = load_checkpoint(tmp_path / "psic-q4.safetensors")
+    model = load_checkpoint(publish(shipped / "psic-q3.safetensors", 4, tmp_path))
     assert (model.kind, model.config.quality) == ("psic", 4)
     file = model.compress(Image.open(photo), "words")
     assert not torch.equal(model.decompress_tensor(file), model.decompress_tensor(file, "words"))

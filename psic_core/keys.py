@@ -96,7 +96,7 @@ def condition(secret: bytes, dim: int) -> Float[Tensor, " dim"]:
     return torch.from_numpy((normal / np.linalg.norm(normal)).astype(np.float32))
 
 
-def seal(secret: bytes, keyword: str, bound: bytes, salt: bytes | None = None) -> bytes:
+def seal(secret: bytes, keyword: str, bound: bytes) -> bytes:
     """Seal a model's secret under a file's keyword, for this file alone.
 
     The slot is ``identifier | salt | ChaCha20-Poly1305(secret)``; the key is scrypt(keyword, salt), and the cipher
@@ -106,19 +106,15 @@ def seal(secret: bytes, keyword: str, bound: bytes, salt: bytes | None = None) -
         secret: 16 bytes, as from `secret`.
         keyword: any text that is not blank, NFKC-normalised.
         bound: `psic_core.bitstream.binding` of the file: in another file the slot opens nothing.
-        salt: 16 bytes; fresh random ones by default. Give it only to make a slot reproducible, and
-            never twice for two secrets under one keyword: the constant nonce would then repeat.
 
     Returns:
         `SLOT_BYTES` bytes.
 
     Raises:
-        ValueError: wrong length of secret or salt, or a blank or invalid keyword.
+        ValueError: wrong length of the secret, or a blank or invalid keyword.
     """
     _check_secret(secret)
-    salt = os.urandom(SALT_BYTES) if salt is None else salt
-    if len(salt) != SALT_BYTES:
-        raise ValueError(f"salt has {len(salt)} bytes; give {SALT_BYTES}, or None for random ones")
+    salt = os.urandom(SALT_BYTES)  # a fresh one for every slot, because the nonce is constant
     cipher = ChaCha20Poly1305(_scrypt(_normalised(keyword, "keyword"), salt, 32, COSTS[_KDF]))
     return bytes([_KDF]) + salt + cipher.encrypt(_NONCE, secret, _SLOT_LABEL + bound)
 

@@ -184,7 +184,7 @@ def captioner_figures(captioner: LiteCaptioner, root: str | None, split: str, ca
     """BLEU@1 to 4 and CIDEr on the untouched pictures of a split of Flickr8k."""
     flickr = Flickr8k(data_root(root) / "flickr8k", split, SIZE)
     maps = picture_maps(captioner, in_memory(flickr), 1, cache)[0].float()
-    said = captioner.words(torch.cat([search(captioner.decoder, m, captioner.beams) for m in maps.split(50)]))
+    said = captioner.words(torch.cat([search(captioner.decoder, m) for m in maps.split(50)]))
     scores = caption_scores(said, flickr.captions)
     return {name: round(scores[name], 4) for name in ("bleu1", "bleu2", "bleu3", "bleu4", "cider")}
 

@@ -162,8 +162,8 @@ class ImageNetFolder(Folder):
     Classes stand in the order of their index (``numbers``); those of one name are one class to every prompt.
     """
 
-    def __init__(self, root: str | Path, size: int | None = None) -> None:
-        super().__init__(root, size)
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
         path = self.root / "classes.csv"
         rows = read_rows(path, "index", "class_name", "file")
         rows.sort(key=lambda row: int(row["index"]))

@@ -57,19 +57,18 @@ def demo_photos() -> dict[str, tuple[Image.Image, str]]:
     return found
 
 
-def random_squares(root: Path, size: int, each: int = 7, seed: int = 7) -> UInt8[Tensor, "n 3 size size"]:
+def random_squares(root: Path, size: int, each: int = 7) -> UInt8[Tensor, "n 3 size size"]:
     """Random squares of a folder's training photos, mirrored at random: pixels as sharp as readers of photos see.
 
     Args:
         root: Folder of photographs; one in ten is left out, see `held_out`.
         size: Side in pixels; a square is 45 to 100 % of the photo's shorter side, scaled to it.
         each: Squares a photo. With seven, 950 photos weigh as much as Flickr8k's training split.
-        seed: Of what is drawn.
 
     Raises:
         FileNotFoundError: No such folder, or no pictures in it.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(7), []
     for picture in (load_image(file) for file in Folder(root).files if not held_out(file)):
         for _ in range(each):
             side = int(min(picture.size) * rng.uniform(0.45, 1))

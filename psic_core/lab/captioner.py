@@ -57,7 +57,7 @@ class CaptionDecoder(nn.Module):
 
 @torch.no_grad()
 def search(
-    decoder: CaptionDecoder, maps: Float[Tensor, "batch places channels"], beams: int = 3, length_power: float = 0.7
+    decoder: CaptionDecoder, maps: Float[Tensor, "batch places channels"], beams: int = 3
 ) -> Int64[Tensor, "batch length"]:
     """Beam search; greedy with one beam.
 
@@ -65,8 +65,6 @@ def search(
         decoder: In eval mode.
         maps: Of the pictures.
         beams: Sentences kept at every word.
-        length_power: A sentence's log-probability is divided by its length to this power before the last choice: 0
-            prefers short ones.
 
     Returns:
         The words' ids without `START` and `STOP`, `PAD` after the last.
@@ -89,7 +87,8 @@ def search(
         if ((word == STOP) | (word == PAD)).all():
             break
     lengths = (ids != PAD).sum(1).reshape(batch, beams) - 1  # with STOP, without START
-    chosen = ids[(rows[:, 0] + (scores / lengths**length_power).argmax(1)), 1:]
+    # The sum of log-probabilities prefers short sentences, their mean long ones.
+    chosen = ids[(rows[:, 0] + (scores / lengths**0.7).argmax(1)), 1:]
     chosen = chosen.masked_fill(chosen == STOP, PAD)
     return nn.functional.pad(chosen, (0, LENGTH - chosen.shape[1]), value=PAD)
 

@@ -63,20 +63,15 @@ def enlarged(
     return functional.interpolate(delta, size, mode="bicubic")
 
 
-def flatness(x: Pictures, window: int = 9, contrast: float = 0.04) -> Float[Tensor, "batch 1 height width"]:
-    """How well each place of a picture shows a change: eyes see noise in a sky, not in grass.
+def flatness(x: Pictures) -> Float[Tensor, "batch 1 height width"]:
+    """How well each place of a picture in [0, 1] shows a change: eyes see noise in a sky, not in grass.
 
-    ``2 / (1 + (sigma / contrast)^2)``, with sigma the standard deviation of x's grey values around the place: 2 where x
-    is flat, 1 at a sigma of ``contrast``, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
-
-    Args:
-        x: Picture in [0, 1].
-        window: Side of the neighbourhood in pixels, odd.
-        contrast: The sigma, in [0, 1], of weight 1.
+    ``2 / (1 + (sigma / 0.04)^2)``, with sigma the standard deviation of x's grey values in 9 x 9 pixels: 2 where x is
+    flat, 1 at a sigma of 0.04, near 0 in strong texture. A stand-in for contrast masking; not in the paper.
     """
     grey = x.detach().mean(1, keepdim=True)
-    mean, square = (functional.avg_pool2d(v, window, 1, window // 2, count_include_pad=False) for v in (grey, grey**2))
-    return 2 / (1 + (square - mean**2).clamp_min(0) / contrast**2)
+    mean, square = (functional.avg_pool2d(v, 9, 1, 4, count_include_pad=False) for v in (grey, grey**2))
+    return 2 / (1 + (square - mean**2).clamp_min(0) / 0.04**2)
 
 
 def visibility(x: Pictures) -> Float[Tensor, "batch 1 height width"]:

@@ -67,10 +67,10 @@ class Target(nn.Module):
         return (scale * image_features @ text_features.T).softmax(-1)
 
     @torch.no_grad()
-    def encode_images(self, pictures: Tensor, batch_size: int = 32) -> Float[Tensor, "n d"]:
+    def encode_images(self, pictures: Tensor) -> Float[Tensor, "n d"]:
         """Unit features of many pictures, uint8 or float in [0, 1], ``(N, 3, H, W)``; no gradient."""
         scale = 255 if pictures.dtype == torch.uint8 else 1
-        batches = (p.to(self.mean.device).float() / scale for p in pictures.split(batch_size))
+        batches = (p.to(self.mean.device).float() / scale for p in pictures.split(32))
         return torch.cat([self.encode_image(p) for p in batches])
 
 

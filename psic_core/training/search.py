@@ -45,9 +45,9 @@ Picture = Float[Tensor, "1 3 height width"]
 
 
 @cache
-def readers(name: str = READERS) -> Target:
+def readers() -> Target:
     """The models that photos are protected from, loaded once."""
-    return load_target(name)
+    return load_target(READERS)
 
 
 def carried(model: PSIC, x_hat_f: Picture, x: Picture, target: Target | None = None) -> bytes:
@@ -57,9 +57,7 @@ def carried(model: PSIC, x_hat_f: Picture, x: Picture, target: Target | None = N
 
 
 @torch.enable_grad()
-def sealed(
-    model: PSIC, x: Picture, target: Target | None = None, steps: int = 18, seed: int = 0
-) -> Float[Tensor, "1 3 small_height small_width"]:
+def sealed(model: PSIC, x: Picture, target: Target | None = None) -> Float[Tensor, "1 3 small_height small_width"]:
     """A change at the reader's scale that, added to the photo x before it is coded, hides it.
 
     Each step codes a copy of the photo, at one of `COPIES`, reads what is decoded, and takes the gradient there
@@ -68,11 +66,11 @@ def sealed(
     """
     target, side = target or readers(), model.config.reading_side
     small, copies = reduced(x, side), [reduced(x, round(side * scale)) for scale in COPIES]
-    kept, rng = tuple(math.ceil(SEALED_BAND * n) for n in small.shape[-2:]), torch.Generator().manual_seed(seed)
+    kept, rng = tuple(math.ceil(SEALED_BAND * n) for n in small.shape[-2:]), torch.Generator().manual_seed(0)
     with torch.no_grad():
         was = target.encode_image(small)
     total, strength = 1e-3 * torch.randn(1, 3, *kept, generator=rng), SEALED[0]
-    for step in tqdm(range(steps), "shield", leave=False, disable=None):
+    for step in tqdm(range(18), "shield", leave=False, disable=None):
         copy = copies[step % len(copies)]
         size = tuple(copy.shape[-2:])
         changed = (copy + enlarged(_at(total, strength, small), size)).clamp(0, 1)
@@ -87,7 +85,7 @@ def sealed(
 
 
 @torch.enable_grad()
-def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = None, steps: int = 20) -> bytes:
+def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = None) -> bytes:
     """The code of what takes a sealed shield out again, at the reader's scale.
 
     The largest cosines of what was decoded, to the photo; then those are preferred that let readers see it again.
@@ -103,7 +101,7 @@ def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = No
     def fitted(change: Picture) -> float:
         return float((error * change.detach()).sum() / change.detach().square().sum().clamp_min(1e-12))
 
-    for _ in range(steps):
+    for _ in range(20):
         signs = largest(total, count).requires_grad_()
         change = weight * cosines(signs, size)
         likeness = (target.encode_image((shown + fitted(change) * change).clamp(0, 1)) * was).sum()
@@ -133,9 +131,7 @@ def _count(size: tuple[int, int], density: float) -> int:
 
 
 @torch.enable_grad()
-def search(
-    shown: Picture, truth: Picture, target: Target | None = None, steps: int = 60, seed: int = 0
-) -> tuple[Coefficients, float]:
+def search(shown: Picture, truth: Picture, target: Target | None = None, steps: int = 60) -> tuple[Coefficients, float]:
     """Signed cosines that make readers see in a picture the opposite of what they see in the photo.
 
     The sum of gradients, older ones faded, ranks the coefficients; the K largest are set, all to one amplitude.
@@ -146,13 +142,12 @@ def search(
         truth: What must not be read, likewise.
         target: The readers; `READERS` where ``None``.
         steps: Gradient steps.
-        seed: Of what platforms do.
 
     Returns:
         Signs and amplitude for `psic_core.models.delta.to_code`, of an `energy` between the bounds of `CARRIED`.
     """
     target, size = target or readers(), tuple(shown.shape[-2:])
-    count, strength, rng = _count(size, DENSITY), 1.0, torch.Generator().manual_seed(seed)
+    count, strength, rng = _count(size, DENSITY), 1.0, torch.Generator().manual_seed(0)
     with torch.no_grad():
         was = target.encode_image(truth)
     total = 1e-3 * torch.randn(1, 3, *band(size), generator=rng)  # the cosine is flat where both pictures are one

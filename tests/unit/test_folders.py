@@ -167,11 +167,11 @@ def test_imagenet_folders_follow_their_class_list(tmp_path: Path):
         paint(tmp_path / name)
     rows = ["index,synset,class_name,file", "10,n3,crane,z.jpg", '2,n1,"hen, brown",y.jpg', "1,n0,tench,x.jpg"]
     (tmp_path / "classes.csv").write_text("\n".join(rows) + "\n")
-    data = ImageNetFolder(tmp_path, 20)
+    data = ImageNetFolder(tmp_path)
     assert data.classes == ("tench", "hen, brown", "crane")  # by number, not by spelling
     assert [p.name for p in data.files] == ["x.jpg", "y.jpg", "z.jpg"]
     assert data.labels.tolist() == [0, 1, 2]
-    assert data[2].shape == (3, 20, 20)
+    assert data[2].ndim == 3
 
 
 @pytest.mark.parametrize(

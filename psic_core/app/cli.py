@@ -16,18 +16,18 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from psic_core.app import cli_files, cli_lab, cli_protect, cli_training
+from psic_core.app import cli_files, cli_models
 from psic_core.app.words import say, sentence
 
 COMMANDS: dict[str, type] = {
-    "protect": cli_protect.Protect,
+    "protect": cli_files.Protect,
     "encode": cli_files.Encode,
     "decode": cli_files.Decode,
     "info": cli_files.Info,
     "rekey": cli_files.Rekey,
-    "train": cli_training.Train,
-    "recipe": cli_training.RunRecipe,
-    "evaluate": cli_lab.Evaluate,
+    "train": cli_models.Train,
+    "recipe": cli_models.RunRecipe,
+    "evaluate": cli_models.Evaluate,
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands that make and read files: ``psic encode``, ``decode``, ``info``, ``rekey``."""
+"""The commands that make and read files: ``psic protect``, ``encode``, ``decode``, ``info``; and ``rekey``."""
 
 import json
 from dataclasses import dataclass
@@ -15,6 +15,60 @@ Output = Annotated[Path, arg(aliases=["-o"])]
 
 
 @dataclass(frozen=True)
+class Protect:
+    """Write the .psic file and the protected picture of each photo, and say what a reader believes of it."""
+
+    photos: Positional[tuple[Path, ...]]
+    output: Output = Path()  # a folder, made where missing
+    keyword: str = ""  # words that will decode the full version; others see them here: - asks; or PSIC_KEYWORD
+    # a shield searched for the photo, eight seconds each: in the file, or in the picture, which only the keyword takes
+    # out again; none: the model's trained triggers alone, which mislead less and are seen more
+    adapt: Literal["carried", "sealed", "none"] = "carried"
+    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
+    reader: str = "lite-clip"  # the model that says what it sees
+    names: Path | None = None  # a text file of what may be there, a name a line; None: ImageNet's 1,000 classes
+    suffix: Literal[".jpg", ".png"] = ".jpg"  # of the picture to post
+    overwrite: bool = False  # replace files that are there
+
+    def run(self) -> None:
+        """Protect each photo."""
+        from open_clip import IMAGENET_CLASSNAMES
+
+        from psic_core.app.folder_jobs import Work, checked, load, make
+        from psic_core.bitstream import unpack
+        from psic_core.models.images import load_image, to_pil, to_tensor
+        from psic_core.models.vlp import load_target
+
+        keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", twice=True)
+        work = Work("encode", self.checkpoint, keyword, adapt=None if self.adapt == "none" else self.adapt)
+        files = [self.output / f"{photo.stem}.psic" for photo in self.photos]
+        shown = [self.output / f"{photo.stem}-protected{self.suffix}" for photo in self.photos]
+        for photo, *outputs in zip(self.photos, files, shown, strict=True):
+            for output in outputs:
+                checked(photo, output, self.overwrite)
+        if len(set(files)) < len(files):
+            raise ValueError("two photos have one name but for their suffix; protect them one by one, into two folders")
+        names = self.names.read_text("utf-8").splitlines() if self.names else IMAGENET_CLASSNAMES
+        names = [name.strip() for name in names if name.strip()]
+        self.output.mkdir(parents=True, exist_ok=True)
+        model, reader = load(work), load_target(self.reader)
+        prompts = reader.encode_text([f"a photo of a {name}" for name in names])
+        for photo, output, picture in zip(self.photos, files, shown, strict=True):
+            make(photo, output, work, model)
+            make(output, picture, Work("decode", self.checkpoint), model)
+            print(f"{photo}: {output}, {output.stat().st_size} bytes; {picture} to post")
+            stream = unpack(file := output.read_bytes())
+            if keyword:
+                full = model.decompress(file, keyword)
+            else:  # what nobody has of a sealed file; of another, its owner
+                full = to_pil(model.picture(model.latents(stream), stream.size, model.full_condition()))
+            versions = {"original": load_image(photo), "full": full, "protected": load_image(picture)}
+            for version, image in versions.items():
+                belief = reader.probabilities(reader.encode_images(to_tensor(image)), prompts)[0]
+                print(f"  {version:10} {names[int(belief.argmax())]}, {100 * float(belief.max()):.0f} %")
+
+
+@dataclass(frozen=True)
 class Coding:
     """What encoding and decoding take; a folder's files go into a folder."""
 
@@ -27,7 +81,7 @@ class Coding:
 
     def make(self, source: Path, task: Literal["encode", "decode"], **more: Any) -> tuple[str | None, str | None]:
         """Make a file, or a folder's; returns one file's version, and the keyword."""
-        from psic_core.app.folder_jobs import Job, Work, checked, load, make, run_folder
+        from psic_core.app.folder_jobs import Work, checked, load, make, run_folder
 
         keyword = private(self.keyword, "keyword", "PSIC_KEYWORD", twice=task == "encode")
         most = round(self.max_megapixels * 1e6)
@@ -35,9 +89,8 @@ class Coding:
         if source.is_dir():
             run_folder(source, self.output, work, self.overwrite)
             return None, keyword
-        job = Job(source, self.output)
-        checked(job, self.overwrite)
-        return make(job, work, load(work)), keyword
+        checked(source, self.output, self.overwrite)
+        return make(source, self.output, work, load(work)), keyword
 
 
 @dataclass(frozen=True, kw_only=True)

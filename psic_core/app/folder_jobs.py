@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -15,13 +15,6 @@ from psic_core.config import PUBLIC_SECRET
 from psic_core.models.images import SUFFIXES, load_image, save_image
 from psic_core.training.checkpoints import load_checkpoint
 from psic_core.training.files import whole
-
-
-class Job(NamedTuple):
-    """One file to make."""
-
-    source: Path
-    output: Path
 
 
 @dataclass(frozen=True)
@@ -57,42 +50,40 @@ def load(work: Work) -> PSIC:
     return model
 
 
-def checked(job: Job, overwrite: bool) -> None:
+def checked(source: Path, output: Path, overwrite: bool) -> None:
     """Refuse before anything is done.
 
     Raises:
         FileNotFoundError: There is no source.
         ValueError: The output is there already, or is the source.
     """
-    if not job.source.is_file():
-        raise FileNotFoundError(f"no file {str(job.source)!r}")
-    if job.output.exists() and job.output.samefile(job.source):
-        raise ValueError(f"{str(job.output)!r} is the source itself; name another output")
-    if job.output.exists() and not overwrite:
-        raise ValueError(
-            f"{str(job.output)!r} is there already; pass --overwrite to replace it, or name another output"
-        )
+    if not source.is_file():
+        raise FileNotFoundError(f"no file {str(source)!r}")
+    if output.exists() and output.samefile(source):
+        raise ValueError(f"{str(output)!r} is the source itself; name another output")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{str(output)!r} is there already; pass --overwrite to replace it, or name another output")
 
 
-def make(job: Job, work: Work, model: PSIC) -> str:
+def make(source: Path, output: Path, work: Work, model: PSIC) -> str:
     """Make one file; returns its version.
 
     Raises:
         ValueError: The source cannot be read, or the output's suffix is no picture format.
         OSError: The output cannot be written.
     """
-    with whole(job.output) as partial:
+    with whole(output) as partial:
         if work.task == "encode":
-            image, options = load_image(job.source, work.max_pixels), {"tile": work.tile, "max_pixels": work.max_pixels}
+            image, options = load_image(source, work.max_pixels), {"tile": work.tile, "max_pixels": work.max_pixels}
             partial.write_bytes(model.compress(image, work.keyword, adapt=work.adapt, **options))
             return "with a keyword" if work.keyword else "without keyword"
-        stream = job.source.read_bytes()
+        stream = source.read_bytes()
         image = model.decompress(stream, work.keyword, tile=work.tile, max_pixels=work.max_pixels)
-        save_image(image, partial, job.output.suffix)
+        save_image(image, partial, output.suffix)
         return image.info["version"]
 
 
-def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> list[Job]:
+def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> list[tuple[Path, Path]]:
     """Every picture (or ``.psic`` file) below a folder with its place below ``out``.
 
     ``a/cat.jpg`` becomes ``a/cat.psic``; beside an ``a/cat.png`` it becomes ``a/cat.jpg.psic``.
@@ -110,7 +101,7 @@ def plan(folder: Path, out: Path, task: Literal["encode", "decode"]) -> list[Job
               for source, place in zip(sources, places, strict=True)]  # fmt: skip
     if len({str(place).casefold() for place in places}) < len(places):
         raise ValueError(f"two files of {str(folder)!r} would be written to one; rename those of one name")
-    return [Job(*pair) for pair in zip(sources, places, strict=True)]
+    return list(zip(sources, places, strict=True))
 
 
 def run_folder(folder: Path, out: Path, work: Work, overwrite: bool) -> None:
@@ -128,14 +119,14 @@ def run_folder(folder: Path, out: Path, work: Work, overwrite: bool) -> None:
     if out.is_file():
         raise ValueError(f"{str(out)!r} is a file; a folder of files goes into a folder")
     jobs, model, written, failed = plan(folder, out, work.task), load(work), Counter(), 0
-    left = [job for job in jobs if overwrite or not job.output.exists()]
-    for job in tqdm(left, work.task, disable=None):
+    left = [(source, output) for source, output in jobs if overwrite or not output.exists()]
+    for source, output in tqdm(left, work.task, disable=None):
         try:
-            job.output.parent.mkdir(parents=True, exist_ok=True)
-            written[make(job, work, model)] += 1
+            output.parent.mkdir(parents=True, exist_ok=True)
+            written[make(source, output, work, model)] += 1
         except Exception as error:
             failed += 1
-            print(f"{job.source}: {sentence(error)}", file=sys.stderr)
+            print(f"{source}: {sentence(error)}", file=sys.stderr)
     versions = f" ({', '.join(f'{n} {version}' for version, n in written.most_common())})" if written else ""
     print(f"{written.total()} written{versions}, {len(jobs) - len(left)} there already, {failed} failed")
     if len(left) < len(jobs):

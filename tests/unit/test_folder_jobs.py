@@ -40,7 +40,7 @@ def files(folder: Path) -> list[str]:
 def test_places_keep_the_folders_and_never_meet(photos: Path, tmp_path: Path):
     Image.new("RGB", (8, 8)).save(photos / "b.png")
     jobs = plan(photos, tmp_path / "out", "encode")
-    assert [str(job.output.relative_to(tmp_path / "out")) for job in jobs] == [
+    assert [str(output.relative_to(tmp_path / "out")) for _, output in jobs] == [
         "a.psic", "b.jpg.psic", "b.png.psic", "trip/a.psic", "trip/c.psic"
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"holds no file that ends in \.psic"):

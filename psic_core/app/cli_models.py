@@ -1,13 +1,56 @@
-"""The command that measures: ``psic evaluate``. What else is measured has a script in ``data/results``."""
+"""The commands that make and measure models: ``psic train``, ``recipe``, ``evaluate``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
-from psic_core.app.cli_files import DEFAULT_CHECKPOINT
+from psic_core.app.cli_files import DEFAULT_CHECKPOINT, Output
+from psic_core.config import Phase, TrainConfig
 from psic_core.datasets import DataSet
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one phase: plain, one or two."""
+
+    out: Output  # folder of this run; a run that is there resumes
+    config: TrainConfig = field(default_factory=TrainConfig)
+    phase: Phase = field(default_factory=Phase)
+
+    def run(self) -> None:
+        """Train it."""
+        from psic_core.training.phase import run_phase
+
+        run_phase(self.config, self.phase, self.out)
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """Make psic-qN by a named recipe; resumes. Without a name, list the recipes."""
+
+    name: Positional[str | None] = None  # of a recipe
+    quality: int = 2  # the rate, 1 to 4
+    out: Output = Path("runs")  # a folder for each phase is made there
+    data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
+    dataset: tuple[str, ...] = ()  # other pictures than the recipe's, as in psic train
+    target: str | None = None  # another target than the recipe's
+    init: str | None = None  # another start than the recipe's, with {quality} for the rate; random: random weights
+    pictures: int | None = None  # train on about so many of the pictures
+    dry_run: bool = False  # a few steps of every phase: does it run here at all?
+
+    def run(self) -> None:
+        """Run it, or list them."""
+        from psic_core.training.recipes import RECIPES, run_recipe
+
+        if not self.name:
+            for name, known in RECIPES.items():
+                print(f"{name:12} {known.about}")
+            return
+        chosen = {k: getattr(self, k) for k in ("dataset", "target", "init", "pictures") if getattr(self, k)}
+        for path in run_recipe(self.name, self.quality, self.out, self.data_root, self.dry_run, chosen):
+            print(path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from psic_core.lab.captioner import (
     load_captioner,
     search,
 )
-from psic_core.lab.captions import caption_scores, tokenise
+from psic_core.metrics import caption_scores, tokenise
 from psic_core.training.checkpoints import provenance
 from psic_core.training.files import store_tensors
 

@@ -26,11 +26,11 @@ from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, RATES, Phase, TrainConfig, seed_everything
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.lab.bavaft import BAvAFT, train_bavaft
-from psic_core.lab.bench import BATCH, TASKS, Bench
 from psic_core.lab.comparison import METHODS, SHIPPED, read_points
 from psic_core.lab.evaluate import no_nan
+from psic_core.lab.limits import BATCH, Bench
 from psic_core.lab.pgd import coded, pgd, pull_to
-from psic_core.lab.tasks import task_results
+from psic_core.lab.tasks import TASKS, task_results
 from psic_core.metrics import attack_success_rate, bits_per_pixel, psnr
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance, read_card, save_checkpoint

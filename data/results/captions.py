@@ -17,9 +17,9 @@ from psic_core.codec import PSIC
 from psic_core.datasets import DataSet
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.lab.captioner import load_captioner
-from psic_core.lab.captions import caption_scores
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.passes import Reader, read
+from psic_core.metrics import caption_scores
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
 CAPTIONED = ("original", "plain", "full", "protected", "jpeg")  # jpeg: the null at the protected PSNR

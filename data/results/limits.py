@@ -23,12 +23,10 @@ from psic_core.app.tables import limits_table
 from psic_core.config import seed_everything
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.datasets.scenes import Scenes
-from psic_core.lab import key_search
-from psic_core.lab.bench import Pictures
 from psic_core.lab.evaluate import write_json
-from psic_core.lab.limits import LEVELS, PLAIN, Robustness
+from psic_core.lab.limits import LEVELS, PLAIN, Pictures, Robustness
 from psic_core.lab.processing import PLATFORMS, Picture, Processed, Processing, recoded
-from psic_core.lab.rivals import descend, finetune_reader, stripped
+from psic_core.lab.rivals import descend, finetune_reader, random_conditions, solve, stripped
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
@@ -192,8 +190,8 @@ def _rival(suite: Robustness) -> None:
 
 def _stream(suite: Robustness) -> None:
     bench, models = suite.bench, suite.models
-    wrong = key_search.random_conditions(1, next(iter(models.values())).config.dim, seed=7)[0]
-    solved = {v: key_search.solve(m).condition for v, m in models.items()}
+    wrong = random_conditions(1, next(iter(models.values())).config.dim, seed=7)[0]
+    solved = {v: solve(m).condition for v, m in models.items()}
     for attack, chosen in (
         ("a wrong keyword", dict.fromkeys(models, wrong)),
         ("the triggers' equations, solved", solved),

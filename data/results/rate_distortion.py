@@ -22,9 +22,8 @@ from psic_core.codec import PSIC
 from psic_core.datasets import DataSet
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.lab.evaluate import write_json
-from psic_core.lab.rate_distortion import bd_psnr, bd_rate
 from psic_core.lab.versions import Coded, code_versions
-from psic_core.metrics import psnr, ssimulacra2
+from psic_core.metrics import bd_psnr, bd_rate, psnr, ssimulacra2
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.training.checkpoints import load_checkpoint, provenance
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from psic_core.lab.bench import TASKS
 from psic_core.lab.comparison import METHODS, Points, plain_psnr, success
 from psic_core.lab.evaluate import unpack_flips
 from psic_core.lab.limits import LEVELS
+from psic_core.lab.tasks import TASKS
 from psic_core.lab.versions import VERSIONS
 from psic_core.metrics import Estimate, Flips, flip_rate
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from psic_core.lab.bench import TASKS
+from psic_core.lab.tasks import TASKS
 
 TOLERANCE = 0.25  # dB beyond the end of a curve that its last point still stands for
 SHIPPED = "psic-q3"  # without its triggers, the codec that every method starts from

@@ -12,6 +12,7 @@ from psic_core.lab.passes import Texts
 from psic_core.metrics import correct_at_k
 from psic_core.models.vlp import Target
 
+TASKS = ("t2i", "i2t", "classification", "attributes")  # the paper's four
 RETRIEVAL = ("t2i", "i2t", "t2i_single")  # what `retrieval` gives
 
 Correct = tuple[dict[str, Bool[Tensor, " samples"]], Int64[Tensor, " samples"]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet
-from psic_core.lab.captions import caption_scores, tokenise
+from psic_core.metrics import caption_scores, tokenise
 from psic_core.training.checkpoints import save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8)

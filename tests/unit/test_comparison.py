@@ -24,8 +24,8 @@ from psic_core.lab.bavaft import (
     mid_frequencies,
     train_bavaft,
 )
-from psic_core.lab.bench import TASKS
 from psic_core.lab.pgd import coded, pgd, pull_to
+from psic_core.lab.tasks import TASKS
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import load_target

@@ -9,7 +9,7 @@ from models import awaken
 from psic_core import keys
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.lab.key_search import random_conditions, solve
+from psic_core.lab.rivals import random_conditions, solve
 
 CONFIG = CodecConfig(n=8, m=12, dim=8, hidden=32, ladder=4)
 

@@ -17,8 +17,7 @@ from psic_core.config import CodecConfig
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import pack_flips, unpack_flips
-from psic_core.lab.rate_distortion import bd_psnr, bd_rate
-from psic_core.metrics import attack_success_rate, count_flips, flip_rate, psnr
+from psic_core.metrics import attack_success_rate, bd_psnr, bd_rate, count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint

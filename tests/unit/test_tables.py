@@ -12,8 +12,8 @@ from sizes import SHOWN
 from psic_core.app import figures, tables
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
-from psic_core.lab.bench import TASKS
 from psic_core.lab.evaluate import NULLS, pack_flips
+from psic_core.lab.tasks import TASKS
 from psic_core.metrics import count_flips
 from psic_core.training.checkpoints import save_checkpoint
 

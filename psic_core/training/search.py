@@ -78,6 +78,7 @@ def sealed(model: PSIC, x: Picture, target: Target | None = None) -> Float[Tenso
         shown = reduced(round_to_8_bits(model.picture(y_hat, size, adapted=Adapted(0.0, None))), side).requires_grad_()
         likeness = (target.encode_image(random_platform_transform(shown, float(step % 2), rng)) * was).sum()
         (gradient,) = torch.autograd.grad(likeness, shown)
+        gradient = enlarged(gradient, tuple(small.shape[-2:]))  # a copy's reading size may be a pixel off
         gradient = coefficients(hiding(small) * gradient, kept)
         total = MEMORY * total - gradient / gradient.norm().clamp_min(1e-12)
         strength = _adjusted(strength, float(likeness.detach()), SEALED, STEP**2)

@@ -17,7 +17,7 @@ from psic_core.models.images import to_pil
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.search import CARRIED, MISLED, _adjusted, largest, search
 
-SIZE = (48, 56)  # above the reading side of 32
+SIZE = (49, 62)  # above the reading side of 32, and copies of it are rounded otherwise
 OWNER = "the owner's words"
 
 

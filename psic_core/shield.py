@@ -116,10 +116,6 @@ class AnySize(nn.Module):
     def _bounded(self, delta: Pictures, x_hat_f: Pictures) -> Pictures:
         return within_budget(delta, x_hat_f, self.config.budget) if self.config.budget else delta
 
-    def opened(self, stream: Stream, keyword: str | None) -> bytes | None:
-        """The secret that a keyword gives for a file: a slot's, else that of the words as the owner's passphrase."""
-        return None if keyword is None else _from_slot(stream, keyword) or keys.secret(keyword)
-
     def version_of(self, stream: Stream, keyword: str | None) -> Version:
         """Which version a keyword decodes, and how; the owner's passphrase does too, unless the file is sealed.
 
@@ -142,7 +138,7 @@ class AnySize(nn.Module):
             if content[:4] != carried(code, stream)[:4]:
                 raise BitstreamError("the code of the shield is another file's; use another copy")
             adapted = from_code(code, size)
-        secret = self.opened(stream, keyword)
+        secret = None if keyword is None else _from_slot(stream, keyword) or keys.secret(keyword)
         condition = None if secret is None else keys.condition(secret, self.config.dim)
         if secret is not None and self.owns(secret):
             return Version("full", condition, None)

@@ -24,7 +24,6 @@ COMMANDS: dict[str, type] = {
     "encode": cli_files.Encode,
     "decode": cli_files.Decode,
     "info": cli_files.Info,
-    "rekey": cli_files.Rekey,
     "train": cli_models.Train,
     "recipe": cli_models.RunRecipe,
     "evaluate": cli_models.Evaluate,

@@ -1,4 +1,4 @@
-"""The commands that make and read files: ``psic protect``, ``encode``, ``decode``, ``info``; and ``rekey``."""
+"""The commands that make and read files: ``psic protect``, ``encode``, ``decode``, ``info``."""
 
 import json
 from dataclasses import dataclass
@@ -141,34 +141,3 @@ class Info:
 
         facts = describe(self.file.read_bytes())
         print(json.dumps(facts, indent=1) if self.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
-
-
-@dataclass(frozen=True)
-class Rekey:
-    """Give a copy of a model a secret of your own, without training."""
-
-    output: Output  # the copy; it does not hold its secret, only the passphrase gives it
-    new: str  # the new owner's passphrase; here others see it: - asks, or reads standard input
-    old: str = ""  # needed where the checkpoint does not hold its secret; - likewise
-    checkpoint: str = DEFAULT_CHECKPOINT  # file or shipped name
-    overwrite: bool = False  # replace a file that is there
-
-    def run(self) -> None:
-        """Write the copy."""
-        from psic_core import keys
-        from psic_core.config import PUBLIC_SECRET
-        from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
-
-        if self.output.exists() and not self.overwrite:
-            raise ValueError(f"{str(self.output)!r} is there already; pass --overwrite, or name another output")
-        old, new = private(self.old, "old passphrase"), private(self.new, "new passphrase", twice=True)
-        model = load_checkpoint(self.checkpoint)
-        if old:
-            model.unlock(old)
-        if model.secret is None:
-            raise ValueError("this checkpoint does not hold its secret; pass --old PASSPHRASE")
-        known = {"public": True} if model.secret == PUBLIC_SECRET else {}
-        keys.rekey(model, model.secret, keys.secret(new))
-        save_checkpoint(model, self.output, model.card | known)
-        print(f"{self.output}: decodes in full with the new passphrase only, files made before too.")
-        print("Whoever has the model that it was copied from, and its secret, decodes the files of both in full.")

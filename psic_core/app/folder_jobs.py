@@ -45,7 +45,7 @@ def load(work: Work) -> PSIC:
     elif work.task == "encode" and work.adapt != "sealed":
         if work.keyword and model.secret is None:
             raise ValueError("this checkpoint does not hold its secret; pass --passphrase PASSPHRASE")
-        if model.secret == PUBLIC_SECRET or model.card.get("public"):
+        if model.secret == PUBLIC_SECRET:
             say("this model's secret is public: whoever has the model decodes its files in full, whatever the keyword")
     return model
 

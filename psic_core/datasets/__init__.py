@@ -7,7 +7,6 @@ DataSet = Literal[
     "scenes",
     "flickr8k",
     "flickr8k-dev",
-    "flickr8k-all",
     "celeba",
     "imagenet",
     "coco",

@@ -13,14 +13,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from psic_core.config import data_dir, data_root
 from psic_core.datasets import DATASETS
-from psic_core.datasets.folders import (
-    CaptionedFolder,
-    CelebA,
-    Flickr8k,
-    Folder,
-    ImageNetFolder,
-    read_rows,
-)
+from psic_core.datasets.folders import CaptionedFolder, CelebA, Flickr8k, Folder, ImageNetFolder, read_rows
 from psic_core.datasets.photos import held_out
 from psic_core.datasets.scenes import NUMBER, SIDE, Scenes
 
@@ -46,17 +39,12 @@ class EvalSet:
     attributes: Bool[Tensor, "n a"] | None = None
 
 
-def eval_set(
-    name: str,
-    root: str | Path | None = None,
-    limit: int | None = None,
-    side: int | None = None,
-) -> EvalSet:
+def eval_set(name: str, root: str | Path | None = None, limit: int | None = None, side: int | None = None) -> EvalSet:
     """A data set by name.
 
     Args:
         name: One of `DATASETS`. ``scenes`` is embedded (500 held-out pictures). In the data root live ``flickr8k``
-            (its test split; ``-dev`` and ``-all``: 1,000 and 8,091 pictures), ``celeba`` (the figures that are
+            (its test split; ``-dev``: 1,000 pictures), ``celeba`` (the figures that are
             reported take the first 1,000), ``imagenet``, ``coco`` (380 captioned photos), ``kodak``, ``camera`` (photos
             as cameras wrote them) and ``held-out`` (those of its ``photos`` that no model was trained on). The last two
             are any folder, given as ``root``: ``photos``, which a model may call `PHOTO_CLASSES`, and ``captioned``.

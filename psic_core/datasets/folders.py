@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from psic_core.models.images import SUFFIXES, load_image, to_tensor
 
-Split = Literal["train", "dev", "test", "all"]
+Split = Literal["train", "dev", "test"]
 
 
 class Folder(Dataset):
@@ -78,19 +78,17 @@ class Flickr8k(CaptionedFolder):
 
     Args:
         root: The folder that holds them.
-        split: ``train`` (6,000), ``dev`` (1,000), ``test`` (1,000) or ``all`` (8,091).
+        split: ``train`` (6,000), ``dev`` (1,000) or ``test`` (1,000).
         size: As in `Folder`.
     """
 
     def __init__(self, root: str | Path, split: Split = "train", size: int | None = None) -> None:
         super().__init__(root, size)
         known = {path.name: (path, captions) for path, captions in zip(self.files, self.captions, strict=True)}
-        names = sorted(known)
-        if split != "all":
-            path = self.root / "splits" / f"Flickr_8k.{split}Images.txt"
-            if not path.is_file():
-                raise FileNotFoundError(f"no {path}; splits are train, dev, test, all (asked for {split!r})")
-            names = path.read_text().split()
+        path = self.root / "splits" / f"Flickr_8k.{split}Images.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}; splits are train, dev, test (asked for {split!r})")
+        names = path.read_text().split()
         if missing := [n for n in names if n not in known]:
             raise ValueError(f"{missing[0]!r} is in the {split} split but has no line in captions.txt")
         self.files = [known[n][0] for n in names]

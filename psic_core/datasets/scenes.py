@@ -39,7 +39,7 @@ class Scenes(Dataset):
         size: Side in pixels. Above 160, which is stored, nothing more is to be seen.
 
     Raises:
-        ValueError: Unknown split, or no such number or size.
+        ValueError: Unknown split, or no such number.
     """
 
     def __init__(self, split: str, n: int, size: int = SIDE) -> None:
@@ -47,8 +47,6 @@ class Scenes(Dataset):
             raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(NUMBER)}")
         if not 1 <= n <= NUMBER[split]:
             raise ValueError(f"n {n!r} is not valid; give 1 to {NUMBER[split]} scenes of split {split}")
-        if size < 1:
-            raise ValueError(f"size {size!r} is not valid; give a side in pixels, such as {SIDE}")
         self.archive, known = _opened(split)
         self.size, self.rows = size, known["scenes"][:n]
         self.classes: tuple[str, ...] = tuple(known["classes"])  # sorted; `Scene.class_index` counts in them

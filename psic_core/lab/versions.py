@@ -45,7 +45,9 @@ def code_versions(
         versions: Those that are wanted; the plain codec's, full and protected are always there.
     """
     file = model.compress(x)
-    plain_file = compress_plain(plain, x, model, file)
+    # One encoder and entropy model write one file; the fingerprints are of the models' last files, or checkpoints.
+    same = plain.coder.current == model.coder.current and plain.config.quality == model.config.quality
+    plain_file = file if same else plain.compress(x)
     stream = bitstream.unpack(file)
     y_hat = model.latents(stream)
     rng = np.random.default_rng(seed)
@@ -60,21 +62,12 @@ def code_versions(
         for name, c in conditions.items()
         if name != "wrong keyword" or name in versions
     }
-    x_hat = plain.picture(y_hat, stream.size) if plain_file is file else plain.decompress_tensor(plain_file)
+    x_hat = plain.picture(y_hat, stream.size) if same else plain.decompress_tensor(plain_file)
     pictures |= {"original": x, "plain": round_to_8_bits(x_hat)}
     level = psnr(pictures["protected"], x)
     nulls = {"jpeg": jpeg_at, "noise": lambda x, level: noise_at(x, level, rng)}
     pictures |= {name: null(x, level) for name, null in nulls.items() if name in versions}
     return Coded(pictures, len(file), len(plain_file))
-
-
-def compress_plain(plain: PSIC, x: Float[Tensor, "1 3 height width"], model: PSIC, file: bytes) -> bytes:
-    """``plain.compress(x)``, which is ``file`` where ``model`` wrote that with the same encoder and entropy model.
-
-    The fingerprints are those of the models' last file, or of their checkpoints.
-    """
-    same = plain.coder.current == model.coder.current and plain.config.quality == model.config.quality
-    return file if same else plain.compress(x)
 
 
 def jpeg_at(x: Float[Tensor, "1 3 height width"], level: float) -> Float[Tensor, "1 3 height width"]:

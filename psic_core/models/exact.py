@@ -69,7 +69,8 @@ class ExactHyperprior:
         """
         x = (z.double() * 2**PLACES + self.medians).clamp(-LARGEST, LARGEST)
         if z.shape[-2] * z.shape[-1] > _TILE**2:
-            out = tiles.tiled(self._h_s, x, (1, 4), _TILE, self._reach(), "entropy parameters")
+            reach = tiles.reach(lambda x: self._h_s(x.double()), len(self.medians), 1)
+            out = tiles.tiled(self._h_s, x, (1, 4), _TILE, reach, "entropy parameters")
         else:
             out = self._h_s(x)
         scales, means = out.chunk(2, 1) if self.means else (out, torch.zeros(()).double().expand_as(out))
@@ -87,9 +88,6 @@ class ExactHyperprior:
             else:
                 x = _rescaled(functional.conv2d(x, weight, bias, layer.stride, layer.padding))
         return x
-
-    def _reach(self) -> int:
-        return tiles.reach(lambda x: self._h_s(x.double()), len(self.medians), 1)
 
 
 def _whole(values: Float32[Tensor, "*shape"], places: int) -> Float64[Tensor, "*shape"]:

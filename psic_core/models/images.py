@@ -92,13 +92,10 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """From the colours of an ICC profile; a profile that cannot be read, or is of other channels, does not count."""
     rgb = image if image.mode in ("RGB", "CMYK", "L") else image.convert("RGB")
     with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        if profile and "sRGB" not in ImageCms.getProfileDescription(source := _profile(profile)):
+        source = ImageCms.getOpenProfile(io.BytesIO(profile or b""))
+        if "sRGB" not in ImageCms.getProfileDescription(source):
             return ImageCms.profileToProfile(rgb, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     return rgb.convert("RGB")
-
-
-def _profile(profile: bytes) -> ImageCms.ImageCmsProfile:
-    return ImageCms.getOpenProfile(io.BytesIO(profile))
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "1 3 height width"]:

@@ -6,8 +6,7 @@ blended, there are no seams, and the file is the same: only ``g_a`` and ``g_s`` 
 24 megapixels are small enough to be entropy-coded in one piece.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -21,15 +20,6 @@ WHOLE = 2**22
 _WIDEST = 32  # cells; a transform that sees further is not local
 
 Transform = Callable[[Float[Tensor, "batch c h w"]], Float[Tensor, "batch d height width"]]
-
-
-class Window(NamedTuple):
-    """One axis of a window, in cells (latents)."""
-
-    start: int  # first cell that is read
-    stop: int
-    own: int  # first cell that is kept
-    end: int
 
 
 def reach(
@@ -63,13 +53,6 @@ def reach(
     raise ValueError(f"the transform looks further than {radius // 2} latents: it cannot be tiled; pass tile=0")
 
 
-def windows(cells: int, tile: int, context: int) -> Iterator[Window]:
-    """Cut an axis of so many cells into tiles, each read with its context."""
-    for own in range(0, cells, tile):
-        end = min(own + tile, cells)
-        yield Window(max(0, own - context), min(cells, end + context), own, end)
-
-
 def tiled(
     transform: Transform, x: Float[Tensor, "1 c h w"], scale: tuple[int, int], tile: int, context: int, what: str
 ) -> Float[Tensor, "1 d height width"]:
@@ -84,18 +67,17 @@ def tiled(
         what: Title of the progress bar, which is shown on a terminal only.
     """
     into, out = scale
-    rows, columns = (list(windows(side // into, tile, context)) for side in x.shape[-2:])
+    height, width = (side // into for side in x.shape[-2:])
     whole: Tensor | None = None
-    for r in tqdm(rows, what, leave=False, disable=None):
-        for c in columns:
-            part = transform(x[..., r.start * into : r.stop * into, c.start * into : c.stop * into])
+    for r in tqdm(range(0, height, tile), what, leave=False, disable=None):
+        for c in range(0, width, tile):
+            top, left = max(0, r - context), max(0, c - context)
+            rows, columns = (slice(a * into, (b + tile + context) * into) for a, b in ((top, r), (left, c)))
+            part = transform(x[..., rows, columns])
             if whole is None:
-                whole = part.new_empty(1, part.shape[1], rows[-1].end * out, columns[-1].end * out)
-            top, left = (r.own - r.start) * out, (c.own - c.start) * out
-            height, width = (r.end - r.own) * out, (c.end - c.own) * out
-            whole[..., r.own * out : r.end * out, c.own * out : c.end * out] = part[
-                ..., top : top + height, left : left + width
-            ]
+                whole = part.new_empty(1, part.shape[1], height * out, width * out)
+            kept = (..., *(slice(n * out, (n + tile) * out) for n in (r - top, c - left)))
+            whole[..., r * out : (r + tile) * out, c * out : (c + tile) * out] = part[kept]
     return whole
 
 

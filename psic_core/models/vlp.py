@@ -92,14 +92,6 @@ class Ensemble(Target):
         self.members = nn.ModuleList(members)
         self.widths = [m.encode_text(["a"]).shape[1] for m in members]
 
-    def preprocess(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
-        """Each member has its own.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(f"{self.name} has no one preprocessing; use a member's")
-
     def encode_image(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
         """Unit features of pictures in [0, 1], of any size."""
         return torch.cat([m.encode_image(x) for m in self.members], 1) / len(self.members) ** 0.5

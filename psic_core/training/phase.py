@@ -10,9 +10,8 @@ from compressai.zoo.image import model_architectures, model_urls
 from compressai.zoo.pretrained import load_pretrained
 from torch.hub import load_state_dict_from_url
 
-from psic_core import keys
 from psic_core.codec import PSIC
-from psic_core.config import PUBLIC_PASSPHRASE, CodecConfig, Phase, TrainConfig, data_root, seed_everything
+from psic_core.config import PUBLIC_SECRET, CodecConfig, Phase, TrainConfig, data_root, seed_everything
 from psic_core.datasets.folders import Flickr8k, Folder, in_memory
 from psic_core.datasets.photos import Photos, random_squares
 from psic_core.datasets.scenes import NUMBER, Scenes
@@ -76,7 +75,7 @@ def starting_model(init: str | None, codec: CodecConfig) -> PSIC:
         raise FileNotFoundError(f"the weights of {init} are neither cached nor reachable: {error}") from error
     backbone = model_architectures[name].from_state_dict(load_pretrained(state))
     own = replace(codec, architecture=name, n=backbone.N, m=backbone.M, quality=int(quality))
-    return PSIC(backbone, own, keys.secret(PUBLIC_PASSPHRASE))
+    return PSIC(backbone, own, PUBLIC_SECRET)
 
 
 def with_triggers(model: PSIC, codec: CodecConfig) -> PSIC:
@@ -120,7 +119,7 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     if phase.triggers:
         copy_triggers(load_checkpoint(phase.triggers), model)
     if phase.kind != "plain" and config.stage != "plain":
-        model.secret = model.secret or keys.secret(PUBLIC_PASSPHRASE)
+        model.secret = model.secret or PUBLIC_SECRET
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
     before = getattr(model, "card", {})
     about = {"config": asdict(config), "kind": model.kind, "budget": model.config.budget}

@@ -99,7 +99,6 @@ def test_nothing_is_overwritten(photo: Path, shipped: Path, tmp_path: Path, caps
         (("encode", photo, "-o", link, "--overwrite"), "is the source itself"),
         (("encode", photo, "-o", file), "is there already; pass --overwrite"),
         (("decode", file, "-o", photo), "is there already; pass --overwrite"),
-        (("rekey", "-o", file, "--new", "x"), "is there already; pass --overwrite"),
         (("encode", photo, "-o", tmp_path / "new.psic", "--keyword", ""), "what follows --keyword is blank"),
         (("encode", photo, "-o", tmp_path / "new.psic", "--keyword", " "), "the keyword is blank"),
         (("encode", photo, "-o", tmp_path / "new.psic", "--max-megapixels", 0.005), "60 x 90 pixels are more than"),
@@ -142,32 +141,8 @@ def test_whatever_happens_is_one_sentence(
         main(words)
 
 
-def test_a_rekeyed_copy_decodes_full_with_the_new_passphrase_only(photo: Path, shipped: Path, tmp_path: Path):
-    old, new, file = shipped / "psic-q3.safetensors", tmp_path / "mine.safetensors", tmp_path / "cat.psic"
-    psic("encode", photo, "-o", file, "--checkpoint", old)
-    psic("rekey", "--checkpoint", old, "-o", new, "--new", "open sesame")
-    assert load_checkpoint(new).secret is None
-    shown = {}
-    for name, model, words in (
-        ("full", old, "psic course"), ("protected", old, None), ("new", new, "open sesame"), ("none", new, None),
-        ("former", new, "psic course"), ("too early", old, "open sesame"),
-    ):  # fmt: skip
-        out = tmp_path / f"{name}.png"
-        psic("decode", file, "-o", out, "--checkpoint", model, *(("--keyword", words) if words else ()))
-        shown[name] = pixels(out)[2]
-    assert shown["none"] == shown["protected"]
-    assert distance(shown["new"], shown["full"]) <= 1  # but for the rounding of a reflected layer
-    assert distance(shown["former"], shown["full"]) > 1
-    assert distance(shown["too early"], shown["full"]) > 1
-
-
-def distance(one: bytes, two: bytes) -> int:
-    return max(abs(a - b) for a, b in zip(one, two, strict=True))
-
-
-def test_a_private_model_is_rekeyed_and_sealed_with_its_passphrase(photo: Path, shipped: Path, tmp_path: Path):
+def test_a_private_model_seals_with_its_passphrase(photo: Path, shipped: Path, tmp_path: Path):
     private, file = shipped / "psic-private.safetensors", tmp_path / "cat.psic"
-    psic("rekey", "--checkpoint", private, "-o", tmp_path / "a.safetensors", "--old", "psic course", "--new", "new")
     sealed = ("--keyword", "cat", "--passphrase", "psic course", "--checkpoint", private)
     psic("encode", photo, "-o", file, *sealed)
     for words in ("cat", "psic course"):
@@ -191,9 +166,8 @@ def test_a_private_model_is_rekeyed_and_sealed_with_its_passphrase(photo: Path, 
         ("decode {file} -o {tmp}/x --checkpoint {model}", "end its name in .png"),
         ("decode {file} -o {tmp}/x.png --checkpoint {other}", "load the checkpoint that wrote the file"),
         ("info {photo}", "not a .psic file"),
-        ("rekey --checkpoint {private} -o {tmp}/x.safetensors --new y", "--old PASSPHRASE"),
         (
-            "rekey --checkpoint {model} -o {tmp}/x.safetensors --old wrong --new y",
+            "encode {photo} -o {tmp}/x.psic --keyword cat --passphrase wrong --checkpoint {private}",
             "does not open this model",
         ),
         ("evaluate --checkpoint {private} --dataset scenes --limit 1 --json {tmp}/r.json", "does not hold its secret"),
@@ -317,7 +291,7 @@ def test_the_module_runs_and_helps_without_waiting_for_pytorch():
     code += "print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Privacy-Shielded Image Compression" in ran.stdout
-    for command in ("encode", "decode", "info", "rekey", "train", "evaluate"):
+    for command in ("encode", "decode", "info", "train", "evaluate"):
         assert command in ran.stdout
     assert ran.stdout.splitlines()[-2:] == ["code 0", "False"]
     ran = subprocess.run([sys.executable, "-m", "psic_core", "train", "--help"], capture_output=True, text=True)

@@ -169,8 +169,8 @@ def test_slot_of_another_file_opens_nothing():
     model, file = model_and_file()
     other = bitstream.unpack(model.compress(picture(seed=5)))
     moved = bitstream.pack(other._replace(slots=bitstream.unpack(file).slots))
-    assert model.opened(bitstream.unpack(moved), "my cat") != SECRET
-    assert model.opened(bitstream.unpack(file), "my cat") == SECRET
+    assert model.version_of(bitstream.unpack(moved), "my cat").name == "wrong keyword"
+    assert model.version_of(bitstream.unpack(file), "my cat").name == "full"
 
 
 def test_decoded_picture_says_its_version():

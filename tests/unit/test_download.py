@@ -190,8 +190,8 @@ def publish(web: Web, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_each_data_set_comes_as_it_is_read(publish: Callable[..., None], web: Web, tmp_path: Path):
     publish("flickr8k", flickr8k(), 3)
     assert get("flickr8k", tmp_path)
-    splits = [Flickr8k(tmp_path / "flickr8k", split) for split in ("train", "dev", "test", "all")]
-    assert [len(split) for split in splits] == [1, 1, 1, 3]
+    splits = [Flickr8k(tmp_path / "flickr8k", split) for split in ("train", "dev", "test")]
+    assert [len(split) for split in splits] == [1, 1, 1]
     assert splits[1].captions == (tuple(f'A dog , "{k}" of 2_b.jpg #1\t.' for k in range(5)),)
     publish("kodak", kodak(), 24)
     assert get("kodak", tmp_path)

@@ -165,6 +165,6 @@ def test_the_house_stays_small():
     """Lines of Python; a package that grows needs a reason, and this number one more commit."""
     lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "psic_core").rglob("*.py")}
     assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 300} == {}
-    assert sum(lengths.values()) <= 8_400
+    assert sum(lengths.values()) <= 8_300
     assert len([p for p in (ROOT / "psic_core").iterdir() if p.name != "__pycache__"]) <= 16
     assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "tests").rglob("*.py")) <= 8_500

@@ -52,7 +52,6 @@ def test_the_weights_alone_give_the_key_away(passphrase: str, model: PSIC):
     mine.secret = None
     found = solve(mine)
     assert torch.allclose(found.condition, key, atol=1e-4)
-    assert found.residual < 1e-4
     assert found.evaluations > 1
 
 

@@ -78,7 +78,6 @@ def test_licence_and_provenance_are_beside_the_files() -> None:
         (("dev", 3), "'dev'.*train, test"),
         (("test", 0), "n 0 .*1 to 500"),
         (("train", 2561), "n 2561 .*1 to 2560"),
-        (("train", 3, 0), "size 0 .*160"),
     ],
 )
 def test_bad_arguments_are_named(arguments: tuple, message: str) -> None:

@@ -295,5 +295,3 @@ def test_a_plus_joins_targets_by_name():
     assert joined.name == "tiny+tiny"
     with pytest.raises(ValueError, match="unknown target 'nobody'"):
         load_target("tiny+nobody")
-    with pytest.raises(TypeError, match="no one preprocessing"):
-        joined.preprocess(torch.rand(1, 3, 8, 8))

@@ -31,8 +31,8 @@ _LONG = {"crop": 256, "learning_rate": 5e-4, "warmup": 200, "save_every": 1000, 
 # fmt: off
 RECIPES = {
     "codec": Recipe(
-        "codec-qN: CompressAI's hyperprior at its own width, from random weights, on photographs; 13 minutes of an "
-        "H200 for four rates",
+        "codec-qN: CompressAI's hyperprior at its own width, from random weights, on photographs; "
+        "data/checkpoints/make_codec.py is faster, on a GPU",
         {
             "trunk": TrainConfig(steps=6_000, batch_size=32, final_learning_rate=5e-4, **_LONG),
             "more": TrainConfig(steps=4_000, batch_size=64, final_learning_rate=5e-4, **_LONG),
@@ -44,8 +44,8 @@ RECIPES = {
         "psic-qN: the codec in psic-qN gets triggers, a ladder of them, against two readers and through platforms",
         {
             "two": TrainConfig("two", 3_700, 8, 160, learning_rate=1e-3, **_TWO),
-            "more": TrainConfig("two", 1_700, 8, 160, learning_rate=7e-4, **_TWO),
-            "hop": TrainConfig("two", 200, 8, 160, learning_rate=4e-4, **_TWO),
+            "more": TrainConfig("two", 1_940, 8, 160, learning_rate=7e-4, **_TWO),
+            "hop": TrainConfig("two", 200, 8, 160, learning_rate=7e-4, **_TWO),
         },
         Phase((*_OURS, "photos"), init="plain:psic-q{quality}", target="lite-clip+lite1-clip", scenes=1280,
               codec=replace(_WIDE, ladder=24, budget=16.0)),

@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import nbformat
+import numpy as np
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from PIL import Image
@@ -28,6 +29,7 @@ from psic_core.datasets.eval_sets import PHOTO_CLASSES
 from psic_core.datasets.photos import demo_photos
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab.comparison import METHODS, curves, read_points
+from psic_core.metrics import Estimate
 from psic_core.models.images import to_pil, to_tensor
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, read_card
@@ -103,6 +105,8 @@ def pages() -> dict[Path, dict[str, str]]:
             "limits": tables.limits_table(_report("limits")),
             "sizes": _if_measured(tables.sizes_table, "sizes"),
             "platforms": _if_measured(platforms_table, "sizes"),
+            "shields": _if_measured(shields_table, "shields"),
+            "threats": _if_measured(threats_table, "shields"),
             "budgets": _if_measured(tables.sizes_table, "budgets"),
             "ablations": tables.ablations_table(points),
         },
@@ -167,6 +171,46 @@ def platforms_table(report: Mapping[str, Any]) -> str:
             shown = f"{100 * by['protected'].value:.1f} ({100 * by['plain'].value:.1f})"
             cells.setdefault(platform, []).append(shown)
     return tables.markdown(["platform", *(side for side, _ in found)], [[name, *row] for name, row in cells.items()])
+
+
+def shields_table(report: Mapping[str, Any]) -> str:
+    """What each shield does and costs, data set by data set."""
+    head = ["pictures", "shield", "read wrongly", "its full version (null)", "protected against full"]
+    head += ["SSIMULACRA2, full → protected", "file", "code", "s of a core"]
+    rows = []
+    for name, found in report["sets"].items():
+        rates, mean = found["rows"][0]["asr"], found["mean"]
+        for shield in found["models"]:
+            own = "sealed, full" if shield == "sealed" else "plain"
+            null = rates[own]["mean"] if own in rates else found["rows"][0]["null"]["mean"]
+            cells = [
+                f"{name} ({found['n']})",
+                shield,
+                *(tables.estimate(Estimate(**r)) for r in (rates[shield]["mean"], null)),
+            ]
+            cells += [f"{mean[f'change {shield}']:.1f} dB"]
+            cells += [f"{mean[f'ssimulacra2 {own}']:.0f} → {mean[f'ssimulacra2 {shield}']:.0f}"]
+            cells += [
+                f"× {found['size'][shield]:.3f}",
+                f"{mean[f'code {shield}']:.0f} B",
+                f"{mean[f'seconds {shield}']:.0f}",
+            ]
+            rows.append(cells)
+    return tables.markdown(head, rows)
+
+
+def threats_table(report: Mapping[str, Any]) -> str:
+    """What each attack leaves of the three shields: the mean over the data sets, each picture counting once."""
+    sets = list(report["sets"].values())
+    shields = sets[0]["models"]
+    rows: dict[str, list[str]] = {}
+    for row in sets[0]["rows"]:
+        same = [next(r for r in found["rows"] if r["attack"] == row["attack"]) for found in sets]
+        counted = [found["n"] for found in sets]
+        rates = [[r["null"] for r in same], *([r["asr"][s] for r in same] for s in shields)]
+        cells = [np.average([r["mean"]["value"] for r in by], weights=counted) for by in rates]
+        rows[row["attack"]] = [f"{100 * value:.0f}" for value in cells]
+    return tables.markdown(["attack", "null", *shields], [[name, *cells] for name, cells in rows.items()])
 
 
 def make_pictures() -> None:

@@ -139,7 +139,7 @@ def limited(name: str, root: str, limit: int) -> EvalSet:
 
 @torch.no_grad()
 def main() -> None:
-    """Measure, and write ``shields-CHECKPOINT-DATASET.json``."""
+    """Measure, and write ``shields.json``; other data sets of the same checkpoint stay in it."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("checkpoint")
     p.add_argument("dataset", nargs="+")
@@ -148,6 +148,9 @@ def main() -> None:
     p.add_argument("--cache", type=Path, default=Path("build/shields"))
     p.add_argument("--out", type=Path, default=data_dir() / "results")
     args = p.parse_args()
+    path, about = args.out / "shields.json", {"checkpoint": args.checkpoint}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about
+    sets = before.get("sets", {}) if before["checkpoint"] == args.checkpoint else {}
     model, readers = load_checkpoint(args.checkpoint), [load_target(name) for name in READERS]
     model.card["path"] = args.checkpoint
     done = attacks(model)
@@ -167,8 +170,8 @@ def main() -> None:
                 file.with_suffix(".json").write_text(json.dumps(facts))
                 file.with_suffix(".part").rename(file)
             kept.append((load_file(file), json.loads(file.with_suffix(".json").read_text())))
-        about = {"checkpoint": args.checkpoint, "dataset": name, "provenance": provenance()}
-        write_json(about | report(data, kept, readers), args.out / f"shields-{args.checkpoint}-{name}.json")
+        sets[name] = report(data, kept, readers) | {"provenance": provenance()}
+        write_json(about | {"sets": sets}, path)
 
 
 if __name__ == "__main__":

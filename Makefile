@@ -74,13 +74,13 @@ results: .venv/.installed ## measure the shipped models on all data sets (hours)
 	@set -e; for q in $(RATES); do \
 	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k coco imagenet celeba --limit 500 150 300 200 \
 	    --target lite-clip lite2-clip $(MEASURE)/psic-q$$q.json; \
-	  $(RUN) data/results/captions.py --checkpoint psic-q$$q --dataset flickr8k --limit 300 $(MEASURE)/captions-q$$q.json; \
+	  $(RUN) data/measure/captions.py --checkpoint psic-q$$q --dataset flickr8k --limit 300 $(MEASURE)/captions-q$$q.json; \
 	done
-	$(RUN) data/results/sizes.py --checkpoint psic-q3 $(MEASURE)/sizes.json
-	$(RUN) data/results/sizes.py --checkpoint psic-q3 --dataset flickr8k-dev held-out --side 160 --budget 4 6 8 11 16 --limit 60 \
+	$(RUN) data/measure/sizes.py --checkpoint psic-q3 $(MEASURE)/sizes.json
+	$(RUN) data/measure/sizes.py --checkpoint psic-q3 --dataset flickr8k-dev held-out --side 160 --budget 4 6 8 11 16 --limit 60 \
 	  $(MEASURE)/budgets.json
-	$(RUN) data/results/rate_distortion.py --dataset kodak --json data/results/rd-kodak.json
-	$(RUN) data/results/limits.py psic-q3 --json data/results/limits.json
+	$(RUN) data/measure/rate_distortion.py --dataset kodak --json data/results/rd-kodak.json
+	$(RUN) data/measure/limits.py psic-q3 --json data/results/limits.json
 	$(RUN) notebooks/upkeep.py --pictures
 
 format: .venv/.installed ## format code; clean what stored notebooks need not keep

@@ -1,4 +1,4 @@
-"""Objectives, triggers and rivals on equal terms: the methods, and what ``data/results/ablate.py`` found of them."""
+"""Objectives, triggers and rivals on equal terms: the methods, and what ``data/measure/ablate.py`` found of them."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """The bench on which methods and attacks are compared: the same held-out pictures, codec and target for all.
 
-``data/results/ablate.py`` compares methods on it, ``data/results/limits.py`` the attacks of the threat model.
+``data/measure/ablate.py`` compares methods on it, ``data/measure/limits.py`` the attacks of the threat model.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Objectives and rivals on one bench: BAvAFT, PGD, the points of `data/results/ablate.py`, curves at equal PSNR."""
+"""Objectives and rivals on one bench: BAvAFT, PGD, the points of `data/measure/ablate.py`, curves at equal PSNR."""
 
 import copy
 import json

@@ -1,6 +1,6 @@
 """The threat model, level by level: every attack on one bench, beside its null.
 
-python data/results/limits.py psic-q3 --json data/results/limits.json
+python data/measure/limits.py psic-q3 --json data/results/limits.json
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The three shields side by side, attack by attack: ``python data/results/shields.py psic-q4 demo kodak --limit 24``.
+"""The three shields side by side, attack by attack: ``python data/measure/shields.py psic-q4 demo kodak --limit 24``.
 
 Every picture is coded to real files at the size that it has. A triggers' column appears where the checkpoint has
 triggers. What was read is kept in ``--cache``, so that a run that was stopped goes on; the JSON counts what is there.

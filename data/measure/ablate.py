@@ -1,7 +1,7 @@
 """Objectives, triggers and rivals on equal terms: one plain codec, the same pictures, steps and target for each.
 
-    python data/results/ablate.py                       every point of `METHODS` that the file lacks: hours
-    python data/results/ablate.py uaeo@30 bavaft@60#1   some: METHOD[@STRENGTH][#SEED]; --list names the methods
+    python data/measure/ablate.py                       every point of `METHODS` that the file lacks: hours
+    python data/measure/ablate.py uaeo@30 bavaft@60#1   some: METHOD[@STRENGTH][#SEED]; --list names the methods
 
 Each point is a short training from one codec (`psic_core.lab.comparison` says of what) and becomes a line of JSON. A
 point that was trained is not trained again.

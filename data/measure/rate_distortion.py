@@ -1,6 +1,6 @@
 """Rate against distortion over all rates, from real files (the paper's Fig. 4).
 
-python data/results/rate_distortion.py --dataset kodak --json data/results/rd-kodak.json
+python data/measure/rate_distortion.py --dataset kodak --json data/results/rd-kodak.json
 """
 
 import io

@@ -1,6 +1,6 @@
 """Real photos at every size: how many change their label from full to protected, as they are and behind a platform.
 
-    python data/results/sizes.py --checkpoint psic-q3 --json data/results/sizes.json
+    python data/measure/sizes.py --checkpoint psic-q3 --json data/results/sizes.json
 
 A label is the likeliest of ImageNet's 1,000 names; nothing else need be known of a photo.
 """

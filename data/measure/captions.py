@@ -1,6 +1,6 @@
 """What a captioner that was never attacked says of each version (the paper's captioning task, Table 1).
 
-python data/results/captions.py --checkpoint psic-q3 --dataset flickr8k --json data/results/captions-q3.json
+python data/measure/captions.py --checkpoint psic-q3 --dataset flickr8k --json data/results/captions-q3.json
 """
 
 from dataclasses import dataclass

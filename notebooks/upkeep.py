@@ -110,7 +110,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "budgets": _if_measured(tables.sizes_table, "budgets"),
             "ablations": tables.ablations_table(points),
         },
-        cards / "README.md": {"history": history_table(names)},
+        cards / "README.md": {"history": history_table(names), "readers": readers_table(found)},
     }
 
 
@@ -160,6 +160,21 @@ def recall_table(found: tables.Reports) -> str:
             ]
             rows.append([name, names[task], *cells])
     return tables.markdown(["pictures", "R@1 / R@5 / R@10 in %", "original", "plain = full", "protected"], rows)
+
+
+def readers_table(found: tables.Reports) -> str:
+    """What the readers get right on originals and on the plain codec's pictures, rate by rate, in percent."""
+    rates = sorted({rate for by_rate in found.values() for rate in by_rate})
+    rows = []
+    for name, by_rate in found.items():
+        first = next(iter(by_rate.values()))
+        for reader in (first["target"], *first["transfer"]):
+            scores = {q: (r if reader == r["target"] else r["transfer"][reader])["score"] for q, r in by_rate.items()}
+            for task in (t for t in ("t2i", "i2t", "classification", "attributes") if t in first["score"]):
+                original = 100 * next(iter(scores.values()))[task]["original"]
+                cells = [f"{100 * scores[q][task]['plain']:.1f}" if q in scores else "–" for q in rates]
+                rows.append([f"{name} ({first['n']})", task, reader, f"{original:.1f}", *cells])
+    return tables.markdown(["pictures", "task", "reader", "original", *(f"q{q}" for q in rates)], rows)
 
 
 def platforms_table(report: Mapping[str, Any]) -> str:

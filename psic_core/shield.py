@@ -42,7 +42,7 @@ class AnySize(nn.Module):
                                  |                          |
                           scaled down to R               enlarged
                                  |                          |
-                                 s -> g_a -> D(., beta) - D(., c) = delta
+                                x_r -> g_a -> D(., beta) - D(., c) = delta
     """
 
     config: CodecConfig
@@ -108,10 +108,10 @@ class AnySize(nn.Module):
             x_hat_f: Pictures in [0, 1].
             condition: As for `picture`.
         """
-        s = reduced(x_hat_f, self.config.reading_side)
-        y = self.analysed(pad_to(s, self.factor))
-        delta = (self.synthesize(y, condition) - self._full(y))[..., : s.shape[-2], : s.shape[-1]]
-        return self._bounded(delta, s)
+        x_r = reduced(x_hat_f, self.config.reading_side)
+        y = self.analysed(pad_to(x_r, self.coder.cell))
+        delta = (self.synthesize(y, condition) - self._full(y))[..., : x_r.shape[-2], : x_r.shape[-1]]
+        return self._bounded(delta, x_r)
 
     def _bounded(self, delta: Pictures, x_hat_f: Pictures) -> Pictures:
         return within_budget(delta, x_hat_f, self.config.budget) if self.config.budget else delta

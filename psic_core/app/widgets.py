@@ -26,6 +26,7 @@ from psic_core.models.images import load_image, to_pil, to_tensor
 from psic_core.models.vlp import Target
 
 MODES = ("original", "full", "protected", "wrong keyword", "between")
+SHIELDS = {"trained": None, "carried": "carried", "sealed": "sealed"}
 
 
 class Lab(traitlets.HasTraits):
@@ -55,22 +56,22 @@ class Lab(traitlets.HasTraits):
         if not keyword:
             raise InputError("The file needs a keyword: type one under “sealed with”.")
         make = partial(self.model.compress, self.photos[photo], keyword, adapt=self.adapt)
-        return self._once(("file", photo, keyword), make)
+        return self._once(("file", self.adapt, photo, keyword), make)
 
     def decoded(self, photo: str, keyword: str, tried: str | float) -> tuple[str, Image.Image]:
         """What the words ``tried`` make of the file, or ``tried`` times c does: the version's name, and the picture."""
 
         def make() -> tuple[str, Image.Image]:
             stream = bitstream.unpack(self.file(photo, keyword))
-            y_hat = self._once(("latents", photo, keyword), lambda: self.model.latents(stream))
+            y_hat = self._once(("latents", self.adapt, photo, keyword), lambda: self.model.latents(stream))
             name, beta, adapted = self.model.version_of(stream, tried if isinstance(tried, str) and tried else None)
             if isinstance(tried, float):
-                name, beta = f"β = {tried:.1f} c", tried * self.model.full_condition()
+                name, beta, adapted = f"β = {tried:.1f} c", tried * self.model.full_condition(), None
             return name, to_pil(self.model.picture(y_hat, stream.size, beta, adapted=adapted))
 
         if tried in (0.0, 1.0):  # an end of the way, which has words
             return f"β = {tried:.1f} c", self.decoded(photo, keyword, keyword if tried else "")[1]
-        return self._once(("decoded", photo, keyword, tried), make)
+        return self._once(("decoded", self.adapt, photo, keyword, tried), make)
 
     def features(self, image: Image.Image) -> Float[Tensor, "1 d"]:
         """The target's unit features of a picture, which is kept, so that its identity stays its own."""
@@ -141,8 +142,8 @@ def read_upload(content: bytes | memoryview, name: str) -> Image.Image:
 class ModeSwitch(HBox):
     """Controls on the left; beside them the full version, a wipe from it to what they choose, and beliefs.
 
-    A version types its keyword, a keyword shows its version, and the slider walks from protected to full. An
-    `InputError` becomes a sentence, every other exception goes its way.
+    A version types its keyword, a keyword shows its version, and the slider walks from protected to full, with the
+    trained shield. An `InputError` becomes a sentence, every other exception goes its way.
     """
 
     def __init__(self, lab: Lab, keyword: str, wrong: str, prompts: str) -> None:
@@ -150,12 +151,14 @@ class ModeSwitch(HBox):
         self.photo = Dropdown(options=tuple(lab.photos), description="photo")
         self.upload = FileUpload(accept="image/*", description="upload")
         self.version = Dropdown(options=MODES, value="protected", description="version")
+        self.shield = Dropdown(options=SHIELDS, value=lab.adapt, description="shield")
         self.tried = Text("", description="you type", placeholder="no keyword", continuous_update=False)
         self.sealed = Text(keyword, description="sealed with", continuous_update=False)
         self.t = FloatSlider(0, min=0, max=1, step=0.1, description="t = β / c")
         self.wipe = FloatSlider(0.5, min=0, max=1, step=0.05, description="wipe")
         self.prompts = Textarea(prompts, description="prompts", rows=8, continuous_update=False)
-        controls = [self.photo, self.upload, self.version, self.tried, self.sealed, self.t, self.wipe, self.prompts]
+        controls = [self.photo, self.upload, self.shield, self.version, self.tried, self.sealed, self.t, self.wipe]
+        controls.append(self.prompts)
         for control in controls:
             control.layout.width, control.style.description_width = "270px", "76px"
             control.observe(self._changed, "value")
@@ -189,8 +192,9 @@ class ModeSwitch(HBox):
             file = self.upload.value[-1]
             self.lab.add(file["name"].rpartition(".")[0], read_upload(file["content"], file["name"]))
         sealed, wrong = self.sealed.value, self.wrong + "!" * (self.wrong == self.sealed.value)
-        if control is self.t:
-            self.version.value = "between"
+        if control is self.t:  # what is made for a photo knows no way between
+            self.version.value, self.shield.value = "between", None
+        self.lab.adapt = self.shield.value
         if control is self.version:
             words = {"full": sealed, "protected": "", "wrong keyword": wrong}
             self.tried.value = words.get(self.version.value, self.tried.value)

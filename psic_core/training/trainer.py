@@ -188,7 +188,7 @@ class Trainer:
         sharp = self.step // 2 % 4 != 3  # a large photo's small copy is as sharp as the photo, and not coded again
         with self.autocast():
             with torch.no_grad():
-                y = self.model.analysed(pad_to(batch.x, self.model.factor)) if sharp else batch.y_hat
+                y = self.model.analysed(pad_to(batch.x, self.model.coder.cell)) if sharp else batch.y_hat
                 x_hat_f = self.model.g_s.plain(y).float()
             delta = self.model.synthesize(y, beta).float() - x_hat_f
         if sharp:

@@ -40,7 +40,7 @@ def test_a_large_photo_gets_the_change_of_its_small_copy_enlarged(model: PSIC, c
     y_hat = model.quantised_latents(x)
     full = model.g_s.plain(y_hat)
     small = resize(full.clamp(0, 1), [64, 96], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    y_small = model.analysed(pad_to(small, model.factor))  # not rounded
+    y_small = model.analysed(pad_to(small, model.coder.cell))  # not rounded
     delta = (model.synthesize(y_small, condition) - model.g_s.plain(y_small))[..., :96]
     assert delta.abs().max() > 0.01
     wanted = (full + torch.nn.functional.interpolate(delta, (256, 384), mode="bicubic")).clamp(0, 1)

@@ -188,7 +188,6 @@ class Phase:
     dataset: tuple[str, ...] = ("scenes",)  # or flickr8k, folders; photos alone: crops; shards:PATTERN alone: a stream
     data_root: str | None = None  # of the data sets (PSIC_DATA_ROOT)
     init: str | None = None  # checkpoint; plain:CHECKPOINT, zoo:ARCHITECTURE/QUALITY: fresh triggers; None: random
-    triggers: str | None = None  # checkpoint of another rate, whose triggers the start gets
     kind: Literal["psic", "plain"] | None = None  # plain: no triggers; None: plain for stage plain, else psic
     target: str = "lite-clip"  # not loaded for a plain model
     scenes: int = 2560

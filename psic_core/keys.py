@@ -175,8 +175,7 @@ def rekey(model: Any, old: bytes, new: bytes) -> None:
     With c_old and c_new the unit vectors of the secrets, the Householder reflection
     H = I - 2 v v^T / (v^T v), v = c_new - c_old, takes c_new to c_old. Each first layer's weight
     becomes W H: the layer answers c_new as it answered c_old, and the zero vector (no keyword) as
-    before, because biases stay. Conditions in between are reflected too; being random directions,
-    they stay random.
+    before, because biases stay. Conditions in between are reflected too, and stay random directions.
 
     Args:
         model: a `psic_core.PSIC`; changed in place.

@@ -75,8 +75,8 @@ class Rung(nn.Module):
 
     ``h + gate(beta) * write(u)``, with ``u`` a small network's reading of ``h``, of the state of the rung below and of
     the mean over the whole picture. The condition opens the gates, channel by channel; ``u`` does not depend on it.
-    A ladder sees the picture, and its rungs agree. Nothing is added that is
-    the same everywhere: behind a decoder that enlarges step by step a constant becomes a grid, which eyes find.
+    A ladder sees the picture, and its rungs agree. Nothing is added that is the same everywhere: behind a decoder
+    that enlarges step by step a constant becomes a grid.
 
     Args:
         dim: Length of the condition vector.

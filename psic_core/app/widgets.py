@@ -38,11 +38,9 @@ class Lab(traitlets.HasTraits):
 
     photos = traitlets.Dict()
 
-    def __init__(
-        self, model: PSIC, target: Target, photos: Mapping[str, Image.Image], side: int = 160, adapt: str | None = None
-    ) -> None:
+    def __init__(self, model: PSIC, target: Target, photos: Mapping[str, Image.Image], side: int = 160) -> None:
         super().__init__(photos=dict(photos))
-        self.model, self.target, self.side, self.adapt = model, target, side, adapt
+        self.model, self.target, self.side, self.adapt = model, target, side, None
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def add(self, name: str, image: Image.Image) -> None:

@@ -51,8 +51,7 @@ def eval_set(name: str, root: str | Path | None = None, limit: int | None = None
         root: The data root, or that folder.
         limit: At most so many pictures, the first ones.
         side: Shorter side in pixels that whole pictures are scaled to; 0 leaves them as they are. ``None`` is each
-            set's own way: ``flickr8k``, ``celeba`` and ``captioned`` become squares of 160, the others stay as they
-            are.
+            set's own way: ``flickr8k``, ``celeba`` and ``captioned`` become squares of 160, others stay.
 
     Raises:
         ValueError: Unknown name, a limit below 1, a negative side, a list in another form.

@@ -121,8 +121,7 @@ def train_bavaft(rival: BAvAFT, pairs: Pairs, config: TrainConfig, target: Targe
         target: The model under attack.
 
     Returns:
-        The last step's figures: ``loss``, ``psnr_clean``, ``psnr_poisoned`` in dB, ``bpp_clean``, ``bpp_poisoned``,
-        and ``seconds``.
+        The last step's ``loss``, ``psnr_clean``, ``psnr_poisoned`` in dB, ``bpp_clean``, ``bpp_poisoned``, ``seconds``.
     """
     encoder, trigger = [p for m in rival.encoders() for p in m.parameters()], list(rival.trigger.parameters())
     optimiser = torch.optim.Adam([{"params": trigger, "scale": 1.0}, {"params": encoder, "scale": ENCODER_RATE}])

@@ -116,14 +116,12 @@ def run_phase(config: TrainConfig, phase: Phase, out: Path) -> PSIC:
     seed_everything(config.seed)
     accelerator = started()
     model, made_by = starting_model(phase.init, phase.codec), provenance()
-    if phase.triggers:
-        copy_triggers(load_checkpoint(phase.triggers), model)
     if phase.kind != "plain" and config.stage != "plain":
         model.secret = model.secret or PUBLIC_SECRET
     model.kind = phase.kind or ("plain" if config.stage == "plain" else "psic")
     before = getattr(model, "card", {})
     about = {"config": asdict(config), "kind": model.kind, "budget": model.config.budget}
-    about |= {k: getattr(phase, k) for k in ("init", "triggers", "pictures", "size")}
+    about |= {k: getattr(phase, k) for k in ("init", "pictures", "size")}
     about |= {"datasets": list(phase.dataset), "scenes": phase.scenes if "scenes" in phase.dataset else None}
     about |= {"target": phase.target if model.kind != "plain" else None}
     _check_same_run(out, about)
@@ -159,7 +157,9 @@ def _training_data(phase: Phase, target: Target | None, cache: Path) -> Pairs | 
     return pairs if target is None else pairs.with_features(target, cache)
 
 
-def publish(checkpoint: str | Path, quality: int, folder: Path, budget: float | None = None) -> Path:
+def publish(
+    checkpoint: str | Path, quality: int, folder: Path, budget: float | None = None, codec: str | None = None
+) -> Path:
     """Write a trained model: ``psic-qN``, or ``codec-qN`` where it has no triggers yet; float16.
 
     Another architecture's name stands before the rate.
@@ -169,8 +169,13 @@ def publish(checkpoint: str | Path, quality: int, folder: Path, budget: float | 
         quality: The number N of the rate, 1 to 255; it goes into every file's header.
         folder: Where it goes.
         budget: The model's from now on; ``None`` leaves it.
+        codec: What `starting_model` makes another rate's codec of, which gets the triggers.
     """
     model = load_checkpoint(checkpoint)
+    if codec:
+        trained, model = model, starting_model(codec, model.config)
+        copy_triggers(trained, model)
+        model.kind, model.secret = trained.kind, trained.secret
     model.config = replace(model.config, quality=quality, budget=budget or model.config.budget)
     model.card |= {"history": _portable(model.card.get("history", []))}
     other = model.config.architecture != CodecConfig().architecture

@@ -18,7 +18,6 @@ class Recipe:
     phases: Mapping[str, TrainConfig]  # by name; the rate sets lmbda
     first: Phase = field(default_factory=Phase)  # what the first phase starts from; all phases see its pictures
     shared: tuple[str, ...] = ()  # phases that all rates have in common: they run once, at the third rate
-    hop: str | None = None  # phase of the other rates alone: their codec starts with the third rate's triggers
     budget: float | None = None  # of what it publishes, where that is less than what the triggers learned with
 
 
@@ -41,15 +40,14 @@ RECIPES = {
         Phase(("photos",), codec=_WIDE), shared=("trunk", "more"),
     ),
     "shield": Recipe(
-        "psic-qN: the codec in psic-qN gets triggers, a ladder of them, against two readers and through platforms",
+        "psic-qN: triggers for its codec, against two readers, through platforms; all rates get the third's",
         {
             "two": TrainConfig("two", 3_700, 8, 160, learning_rate=1e-3, **_TWO),
-            "more": TrainConfig("two", 1_940, 8, 160, learning_rate=7e-4, **_TWO),
-            "hop": TrainConfig("two", 200, 8, 160, learning_rate=7e-4, **_TWO),
+            "more": TrainConfig("two", 3_290, 8, 160, learning_rate=7e-4, **_TWO),
         },
         Phase((*_OURS, "photos"), init="plain:psic-q{quality}", target="lite-clip+lite1-clip", scenes=1280,
               codec=replace(_WIDE, ladder=24, budget=16.0)),
-        shared=("two", "more"), hop="hop", budget=10.0,
+        shared=("two", "more"), budget=10.0,
     ),
     "clip": Recipe(
         "notebook 13 as one command: CompressAI's pretrained hyperprior against the paper's CLIP ViT-B/32, at 224 px; "
@@ -99,22 +97,27 @@ def phases(
 
     changes = dict(changes or {})
     codec, before = changes.pop("init", recipe.first.init), None
-    if recipe.hop and quality != 3 and codec != "random" and "{quality}" not in codec:
-        raise ValueError(f"rate {quality} needs its own codec and the third rate's: write {{quality}} in {codec!r}")
+    _own_codec(recipe, quality, codec)
     for stage, config in recipe.phases.items():
-        hops = stage == recipe.hop
-        if hops and quality == 3:
-            continue
         last, rate = config.stage == "two", 3 if stage in recipe.shared else quality
         start = codec.replace("{quality}", str(rate)) if codec not in (None, "random") else None
         phase = replace(
-            recipe.first, init=start if hops else before or start, triggers=before if hops else None, data_root=root,
-            kind="psic" if last else recipe.first.kind, codec=replace(recipe.first.codec, quality=rate),
+            recipe.first, init=before or start, data_root=root, kind="psic" if last else recipe.first.kind,
+            codec=replace(recipe.first.codec, quality=rate),
         )  # fmt: skip
         out = folder / (f"{name}-{stage}" if stage in recipe.shared else f"{name}-q{rate}-{stage}")
         found.append((replace(config, lmbda=RATES[rate]), replace(phase, **changes), out))
         before = str(out / "model.safetensors")
     return found
+
+
+def _own_codec(recipe: Recipe, quality: int, init: str | None) -> str | None:
+    """The start of the codec that gets triggers of the third rate, where all of a recipe's phases were that rate's."""
+    if quality == 3 or set(recipe.phases) > set(recipe.shared):
+        return None
+    if init is None or "{quality}" not in init:
+        raise ValueError(f"rate {quality} needs its own codec and the third rate's: write {{quality}} in {init!r}")
+    return init.replace("{quality}", str(quality))
 
 
 def run_recipe(
@@ -139,7 +142,7 @@ def run_recipe(
         The checkpoint ``psic-qN`` (or ``codec-qN``) in ``folder``; none where another process writes it.
     """
     folder = folder / "dry-run" if dry_run else folder
-    accelerator = started()
+    accelerator, recipe = started(), RECIPES[name]
     for config, phase, out in phases(name, quality, folder, root, changes):
         if (out / "model.safetensors").is_file():
             accelerator.print(f"{out} is finished")
@@ -149,8 +152,7 @@ def run_recipe(
             config, phase = config.fast(), replace(phase, scenes=min(phase.scenes, 64), pictures=phase.pictures or 64)
         run_phase(config, phase, out)
     with accelerator.main_process_first():
-        return (
-            [publish(out / "model.safetensors", quality, folder, RECIPES[name].budget)]
-            if accelerator.is_main_process
-            else []
-        )
+        if not accelerator.is_main_process:
+            return []
+        codec = _own_codec(recipe, quality, (changes or {}).get("init", recipe.first.init))
+        return [publish(out / "model.safetensors", quality, folder, recipe.budget, codec)]

@@ -43,20 +43,18 @@ def test_every_recipe_is_whole(name: str, quality: int):
     assert all(config.crop % (16 if config.stage == "two" else 64) == 0 for config, _, _ in found)
     assert len({out for _, _, out in found}) == len(found)
     for (_, _, out), (_, phase, _) in pairwise(found):
-        assert str(out / "model.safetensors") == (phase.triggers or phase.init)
+        assert str(out / "model.safetensors") == phase.init
 
 
-def test_other_rates_hop_from_the_third():
-    """Their own codec, and the triggers that all rates have in common."""
-    (_, two, trunk), (_, _, more), (config, hop, out) = phases("shield", 4, Path("runs"))
-    assert [p[2] for p in phases("shield", 3, Path("runs"))] == [trunk, more]
-    assert (two.init, two.codec.quality) == ("plain:psic-q3", 3)
-    assert (hop.init, hop.triggers, hop.codec.quality) == ("plain:psic-q4", str(more / "model.safetensors"), 4)
-    assert (config.lmbda, config.budget_at(0, 8), out) == (RATES[4], 8, Path("runs/shield-q4-hop"))
-    two, _, hop = (p for _, p, _ in phases("shield", 1, Path("runs"), changes={"init": "my-q{quality}"}))
-    assert (two.init, hop.init) == ("my-q3", "my-q1")
-    with pytest.raises(ValueError, match=r"rate 1 needs.*{quality} in 'my-q3'"):
-        phases("shield", 1, Path("runs"), changes={"init": "my-q3"})
+def test_other_rates_get_the_triggers_of_the_third():
+    (_, two, trunk), (_, more, last) = phases("shield", 4, Path("runs"))
+    assert [p[2] for p in phases("shield", 3, Path("runs"))] == [trunk, last]
+    assert (two.init, two.codec.quality, more.codec.quality) == ("plain:psic-q3", 3, 3)
+    two, _ = (p for _, p, _ in phases("shield", 1, Path("runs"), changes={"init": "my-q{quality}"}))
+    assert two.init == "my-q3"
+    for init in ("my-q3", "random"):
+        with pytest.raises(ValueError, match=f"rate 1 needs.*{{quality}} in '{init}'"):
+            phases("shield", 1, Path("runs"), changes={"init": init})
 
 
 def test_unknown_names_and_rates_are_refused():
@@ -130,11 +128,13 @@ def test_the_codecs_recipe_feeds_the_shields_and_does_nothing_twice(
     assert main(command) == 0
     third, fourth, psic = (load_checkpoint(made / f"{n}.safetensors") for n in ("codec-q3", "codec-q4", "psic-q4"))
     assert psic.fingerprint() == fourth.fingerprint() != third.fingerprint()
-    assert [p["config"]["stage"] for p in psic.card["history"]] == ["plain"] * 3 + ["two"] * 3
+    assert [p["config"]["stage"] for p in psic.card["history"]] == ["plain"] * 3 + ["two"] * 2
+    lent = load_checkpoint(made / "shield-more" / "model.safetensors").g_s.triggers.state_dict()
+    assert all(torch.allclose(p, lent[k], atol=1e-3) for k, p in psic.g_s.triggers.state_dict().items())
     before = {p: safe_open(p, "pt").metadata() for p in made.glob("*.safetensors")}  # their hashes among it
     capsys.readouterr()
     assert main(command) == 0
-    assert capsys.readouterr().out.count("is finished") == 3
+    assert capsys.readouterr().out.count("is finished") == 2
     assert before == {p: safe_open(p, "pt").metadata() for p in made.glob("*.safetensors")}
 
 

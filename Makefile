@@ -72,7 +72,7 @@ results: export MALLOC_MMAP_THRESHOLD_ := 1000000000
 results: export JAXTYPING_DISABLE := 1
 results: .venv/.installed ## measure the shipped models on all data sets (hours), renew data/results and the tables
 	@set -e; for q in $(RATES); do \
-	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k coco imagenet celeba --limit 500 150 300 200 \
+	  $(PSIC) evaluate --checkpoint psic-q$$q --dataset flickr8k coco scenes imagenet celeba --limit 500 150 150 300 200 \
 	    --target lite-clip lite2-clip $(MEASURE)/psic-q$$q.json; \
 	  $(RUN) data/measure/captions.py --checkpoint psic-q$$q --dataset flickr8k --limit 300 $(MEASURE)/captions-q$$q.json; \
 	done

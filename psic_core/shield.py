@@ -48,7 +48,6 @@ class AnySize(nn.Module):
     config: CodecConfig
     coder: EntropyCoder
     g_s: ConditionalSynthesis
-    factor: int
     kind: str
     secret: bytes | None
 

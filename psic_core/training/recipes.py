@@ -97,7 +97,7 @@ def phases(
 
     changes = dict(changes or {})
     codec, before = changes.pop("init", recipe.first.init), None
-    _own_codec(recipe, quality, codec)
+    _own_codec(recipe, quality, codec)  # refuses here, before hours of training
     for stage, config in recipe.phases.items():
         last, rate = config.stage == "two", 3 if stage in recipe.shared else quality
         start = codec.replace("{quality}", str(rate)) if codec not in (None, "random") else None

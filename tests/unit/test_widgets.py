@@ -145,14 +145,19 @@ def test_nothing_is_made_twice(switch: ModeSwitch, calls: Counter[str]):
 @pytest.mark.parametrize("adapt", ["carried", "sealed"])
 def test_a_shield_made_for_the_photo_shows_its_two_versions(lab: Lab, adapt: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(search, "readers", lambda: load_target("tiny"))
-    lab.adapt = adapt
     switch = ModeSwitch(lab, KEYWORD, WRONG, PROMPTS)
     switch.wipe.value = 0
+    trained = shown(switch)
+    switch.shield.value = adapt
+    assert lab.adapt == adapt
+    assert shown(switch) != trained
     for version, words in {"full": KEYWORD, "protected": None, "wrong keyword": WRONG}.items():
         switch.version.value = version
         assert shown(switch) == decoded(lab, words)
         assert switch.version.value == version
     assert decoded(lab, KEYWORD) != decoded(lab, None)
+    switch.t.value = 0.5  # the way between is the trained shield's
+    assert (switch.shield.value, lab.adapt, switch.version.value) == (None, None, "between")
 
 
 # --- the mode switch --------------------------------------------------------------------------------

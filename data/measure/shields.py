@@ -25,7 +25,7 @@ from psic_core.datasets.eval_sets import PHOTO_CLASSES, EvalSet, eval_set
 from psic_core.datasets.photos import demo_photos
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.limits import LEVELS as THREATS
-from psic_core.lab.passes import Texts
+from psic_core.lab.passes import Texts, digest
 from psic_core.lab.processing import PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
 from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
@@ -131,7 +131,7 @@ def limited(name: str, root: str, limit: int) -> EvalSet:
     chosen = np.linspace(0, data.size - 1, min(limit, data.size)).round().astype(int).tolist()
     return EvalSet(
         name, len(chosen), lambda i: data.picture(chosen[i]), data.captions and [data.captions[i] for i in chosen],
-        data.classes or (tuple(dict.fromkeys(IMAGENET_CLASSNAMES)) if name == "kodak" else None),
+        data.classes or (tuple(dict.fromkeys(IMAGENET_CLASSNAMES)) if name in ("kodak", "camera") else None),
         data.labels if data.labels is None else data.labels[chosen], data.templates[:1], data.attribute_prompts,
         data.attributes if data.attributes is None else data.attributes[chosen],
     )  # fmt: skip
@@ -153,13 +153,12 @@ def main() -> None:
     sets = before.get("sets", {}) if before["checkpoint"] == args.checkpoint else {}
     model, readers = load_checkpoint(args.checkpoint), [load_target(name) for name in READERS]
     model.card["path"] = args.checkpoint
-    done = attacks(model)
+    done, cache = (
+        attacks(model),
+        args.cache / f"{Path(args.checkpoint).stem}-{digest(model)[:8]}-{model.config.budget:g}",
+    )
     for name in args.dataset:
-        data, kept, folder = (
-            limited(name, args.data_root, args.limit),
-            [],
-            args.cache / Path(args.checkpoint).stem / name,
-        )
+        data, kept, folder = limited(name, args.data_root, args.limit), [], cache / name
         folder.mkdir(parents=True, exist_ok=True)
         for i in tqdm(range(data.size), name, disable=None):
             file = folder / f"{i} of {data.size}.safetensors"

@@ -32,9 +32,9 @@ STATE = "application/vnd.jupyter.widget-state+json"
 EACH = [pytest.param(p, marks=[] if p.stem[:2] == "00" else pytest.mark.slow, id=p.stem) for p in upkeep.notebooks()]
 
 
-def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *command: object, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
     """Run a module of this very environment, whatever other Jupyter kernels the machine knows."""
-    return upkeep.run_module(folder, *command, timeout=TIMEOUT)
+    return upkeep.run_module(folder, *command, timeout=timeout)
 
 
 def passed(folder: Path) -> dict[str, object]:
@@ -42,12 +42,12 @@ def passed(folder: Path) -> dict[str, object]:
     return {"out_dir": str(folder / "out"), "fast": True}
 
 
-def executed(source: Path, result: Path) -> NotebookNode:
+def executed(source: Path, result: Path, timeout: float = TIMEOUT) -> NotebookNode:
     """Execute a notebook in its own folder, with an ``out_dir`` and with ``fast`` where it knows that."""
     known = papermill.inspect_notebook(str(source))
     flags = [text for name, value in passed(result.parent).items() if name in known for text in ("-p", name, value)]
     here = ("--kernel", "python3", "--cwd", source.parent)
-    done = run(source.parent, "papermill", *here, source, result, *flags)
+    done = run(source.parent, "papermill", *here, source, result, *flags, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     return nbformat.read(result, as_version=4)
 
@@ -137,6 +137,5 @@ def test_an_exception_in_a_widget_is_found(tmp_path: Path):
     source = "import ipywidgets\nslider = ipywidgets.IntSlider(0)\n"
     source += "ipywidgets.interact(lambda n: 1 / (n - 1), n=slider)\nslider.value = 1"
     nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / "in.ipynb")
-    assert any(
-        "ZeroDivisionError" in error for error in errors(executed(tmp_path / "in.ipynb", tmp_path / "out.ipynb"))
-    )
+    found = errors(executed(tmp_path / "in.ipynb", tmp_path / "out.ipynb", timeout=120))
+    assert any("ZeroDivisionError" in error for error in found)

@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 KERNEL := JUPYTER_PATH="$$PWD/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
 PAPERMILL := $(KERNEL) $(RUN) -m papermill --kernel python3 --cwd notebooks
 STYLE = $(RUN) -m ruff check && $(RUN) -m ruff format --check && .venv/bin/lint-imports
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -n auto --maxprocesses 4 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -p no:nbval -n auto --maxprocesses 4 --dist worksteal
 DEMO := 00_protect_a_photo.ipynb
 
 help: ## list the targets

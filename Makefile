@@ -43,7 +43,7 @@ tutorial: .venv/.installed ## execute all notebooks in order, fast profile, into
 	  $(PAPERMILL) "$$notebook" "build/tutorial/$${notebook##*/}" -p fast True -p out_dir build/tutorial; \
 	done
 
-outputs: .venv/.installed ## execute all notebooks with their defaults and store what they show; renew README's table
+outputs: .venv/.installed ## execute all notebooks and solutions with their defaults and store what they show; renew README's table
 	$(RUN) notebooks/upkeep.py --store
 
 lab: .venv/.installed ## open the notebooks in JupyterLab

@@ -47,13 +47,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where something is stale")
     parser.add_argument("--pictures", action="store_true", help="first make the pages' pictures anew")
-    parser.add_argument("--store", nargs="*", metavar="NN", help="first execute notebooks (default: all), keep outputs")
+    parser.add_argument(
+        "--store",
+        nargs="*",
+        metavar="NN",
+        help="first execute notebooks and their solutions (default: all), keep outputs",
+    )
     args = parser.parse_args()
     if args.pictures:
         make_pictures()
-    for path in notebooks() if args.store is not None else []:
+    for path in (*notebooks(), *solutions()) if args.store is not None else ():
         if not args.store or path.stem[:2] in args.store:
-            print(f"executing {path.name}")
+            print(f"executing {path.relative_to(repo_dir())}", flush=True)
             store(path)
     texts = {path: with_colab(path) for path in (*notebooks(), *solutions())}
     for page, parts in pages().items():

@@ -98,6 +98,7 @@ def pages() -> dict[Path, dict[str, str]]:
     names = sorted((p.stem for p in cards.glob("psic-*.safetensors")), key=lambda n: (n.count("-"), n))
     return {
         repo_dir() / "README.md": {
+            "shields": _if_measured(front_table, "shields"),
             "results": tables.success_table(found),
             "course": course_table(),
         },
@@ -216,6 +217,28 @@ def shields_table(report: Mapping[str, Any]) -> str:
                 f"{mean[f'seconds {shield}']:.0f}",
             ]
             rows.append(cells)
+    return tables.markdown(head, rows)
+
+
+def front_table(report: Mapping[str, Any]) -> str:
+    """README's lines on the three shields: the demo's photos among twenty names, Kodak's among ImageNet's thousand."""
+    sets = [report["sets"][name] for name in ("demo", "kodak")]
+    where = {
+        "trained": "by the triggers, when decoding (the paper's)",
+        "carried": "searched for this photo when encoding, `--adapt carried`; its code lies in the file",
+        "sealed": "as carried, but added before coding, `--adapt sealed`; its code is encrypted",
+    }
+    head = [
+        "shield",
+        "where the change is made",
+        *(f"{name} ({report['sets'][name]['n']})" for name in ("demo", "kodak")),
+    ]
+    head += ["protected against full", "s of a core to encode"]
+    rows = []
+    for shield, text in where.items():
+        wrong = [f"{100 * s['rows'][0]['asr'][shield]['mean']['value']:.0f} %" for s in sets]
+        decibels, seconds = (np.mean([s["mean"][f"{key} {shield}"] for s in sets]) for key in ("change", "seconds"))
+        rows.append([shield, text, *wrong, f"{decibels:.1f} dB", f"{seconds:.0f}"])
     return tables.markdown(head, rows)
 
 

@@ -7,12 +7,14 @@ triggers. What was read is kept in ``--cache``, so that a run that was stopped g
 import argparse
 import json
 import time
+import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from limits import DENOISERS
+from limits import DENOISERS, OWN, PURIFYING, Purifier, train_purifier
 from open_clip import IMAGENET_CLASSNAMES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,14 +25,16 @@ from psic_core.codec import PSIC
 from psic_core.config import data_dir
 from psic_core.datasets.eval_sets import PHOTO_CLASSES, EvalSet, eval_set
 from psic_core.datasets.photos import demo_photos
+from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import write_json
+from psic_core.lab.limits import BATCH
 from psic_core.lab.limits import LEVELS as THREATS
 from psic_core.lab.passes import Texts, digest
 from psic_core.lab.processing import PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
 from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
-from psic_core.models.delta import Adapted
-from psic_core.models.images import round_to_8_bits, to_tensor
+from psic_core.models.delta import Adapted, enlarged, reduced
+from psic_core.models.images import pad_to, round_to_8_bits, to_tensor
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
@@ -40,14 +44,36 @@ SHIELDS = ("trained", "carried", "sealed")
 SHOWN = ("JPEG 75", "JPEG 30", "half size and back", "crop to 75 %", "screenshot")
 PUBLISHED, AGAIN = "as published", "coded again, triggers left out"
 DECODER = "triggers and code left out of the program"
-LEVELS = {PUBLISHED: "none", "median 3 × 3": "denoisers", AGAIN: "rival", DECODER: "stream"}
+PURIFIED = "purifier, made with the trained shield"
+LEVELS = {PUBLISHED: "none", "median 3 × 3": "denoisers", AGAIN: "rival", PURIFIED: "rival", DECODER: "stream"}
 
 
 def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
     """What is done to a published picture; the decoder's triggers rest where it is coded again."""
     plain = load_checkpoint(model.card["path"], plain=model.kind == "psic")
     chosen = {name: PLATFORMS[name] for name in SHOWN} | {"median 3 × 3": DENOISERS["median 3 × 3"]}
-    return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain)}
+    purifier = cache(lambda: purifier_against(model, plain))  # minutes, where a picture is not measured yet
+
+    def purify(x: Tensor) -> Tensor:
+        """At the size at which the shields are made, enlarged like them."""
+        small = reduced(x, model.config.reading_side)
+        return round_to_8_bits(x + enlarged(purifier()(small) - small, x.shape[-2:]))
+
+    shield = {PURIFIED: purify} if model.kind == "psic" else {}
+    return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain), **shield}
+
+
+def purifier_against(model: PSIC, plain: PSIC) -> Purifier:
+    """A rival's, from scenes that he protects himself with the triggers that everybody has."""
+    scenes = Scenes("train", OWN, model.config.reading_side)
+    x = torch.stack([scenes[i].image for i in range(OWN)])
+    with torch.no_grad():
+        y_hat = [plain.quantised_latents(pad_to(part, plain.factor)) for part in x.split(BATCH)]
+        protected, full = (
+            torch.cat([round_to_8_bits(m.picture(y, x.shape[-2:])) for y in y_hat]) for m in (model, plain)
+        )
+    with torch.enable_grad():
+        return train_purifier(protected, full, PURIFYING)
 
 
 def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Target]) -> tuple[dict[str, Tensor], dict]:
@@ -153,12 +179,11 @@ def main() -> None:
     sets = before.get("sets", {}) if before["checkpoint"] == args.checkpoint else {}
     model, readers = load_checkpoint(args.checkpoint), [load_target(name) for name in READERS]
     model.card["path"] = args.checkpoint
-    done, cache = (
-        attacks(model),
-        args.cache / f"{Path(args.checkpoint).stem}-{digest(model)[:8]}-{model.config.budget:g}",
-    )
+    done = attacks(model)
+    about_run = f"{digest(model)[:8]}-{model.config.budget:g}-{zlib.crc32(repr(list(done)).encode()):08x}"
     for name in args.dataset:
-        data, kept, folder = limited(name, args.data_root, args.limit), [], cache / name
+        data, kept = limited(name, args.data_root, args.limit), []
+        folder = args.cache / f"{Path(args.checkpoint).stem}-{about_run}" / name
         folder.mkdir(parents=True, exist_ok=True)
         for i in tqdm(range(data.size), name, disable=None):
             file = folder / f"{i} of {data.size}.safetensors"

@@ -47,12 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where something is stale")
     parser.add_argument("--pictures", action="store_true", help="first make the pages' pictures anew")
-    parser.add_argument(
-        "--store",
-        nargs="*",
-        metavar="NN",
-        help="first execute notebooks and their solutions (default: all), keep outputs",
-    )
+    parser.add_argument("--store", nargs="*", metavar="NN", help="first execute notebooks and solutions (default: all)")
     args = parser.parse_args()
     if args.pictures:
         make_pictures()
@@ -222,22 +217,20 @@ def shields_table(report: Mapping[str, Any]) -> str:
 
 def front_table(report: Mapping[str, Any]) -> str:
     """README's lines on the three shields: the demo's photos among twenty names, Kodak's among ImageNet's thousand."""
-    sets = [report["sets"][name] for name in ("demo", "kodak")]
+    sets = {name: report["sets"][name] for name in ("demo", "kodak")}
     where = {
         "trained": "by the triggers, when decoding (the paper's)",
         "carried": "searched for this photo when encoding, `--adapt carried`; its code lies in the file",
         "sealed": "as carried, but added before coding, `--adapt sealed`; its code is encrypted",
     }
-    head = [
-        "shield",
-        "where the change is made",
-        *(f"{name} ({report['sets'][name]['n']})" for name in ("demo", "kodak")),
-    ]
+    head = ["shield", "where the change is made", *(f"{name} ({found['n']})" for name, found in sets.items())]
     head += ["protected against full", "s of a core to encode"]
     rows = []
     for shield, text in where.items():
-        wrong = [f"{100 * s['rows'][0]['asr'][shield]['mean']['value']:.0f} %" for s in sets]
-        decibels, seconds = (np.mean([s["mean"][f"{key} {shield}"] for s in sets]) for key in ("change", "seconds"))
+        wrong = [f"{100 * s['rows'][0]['asr'][shield]['mean']['value']:.0f} %" for s in sets.values()]
+        decibels, seconds = (
+            np.mean([s["mean"][f"{key} {shield}"] for s in sets.values()]) for key in ("change", "seconds")
+        )
         rows.append([shield, text, *wrong, f"{decibels:.1f} dB", f"{seconds:.0f}"])
     return tables.markdown(head, rows)
 

@@ -155,6 +155,12 @@ def _label(name: str) -> str:
     return path.parent.name if path.name == "model.safetensors" else path.stem
 
 
+def own_photos(side: int) -> tuple[Pictures, list[tuple[str, ...]]]:
+    """What a rival protects himself: training scenes of that many pixels a side, with their captions."""
+    scenes = Scenes("train", OWN, side)
+    return torch.stack([scenes[i].image for i in range(OWN)]), [scenes.captions(i) for i in range(OWN)]
+
+
 def _unseen(suite: Robustness) -> None:
     """A reader that nothing was trained against; the null is JPEG at the first model's PSNR."""
     reader = load_target(UNSEEN)
@@ -169,9 +175,7 @@ def _rival(suite: Robustness) -> None:
     enlarged, so that this is the purifier to fear, whatever the photo's size.
     """
     target = suite.bench.target
-    scenes = Scenes("train", OWN, suite.bench.x.shape[-1])
-    x = torch.stack([scenes[i].image for i in range(OWN)])
-    captions = [scenes.captions(i) for i in range(OWN)]
+    x, captions = own_photos(suite.bench.x.shape[-1])
     y_hat = suite.bench.latents(suite.bench.plain, x)
     full = suite.bench.decode(suite.bench.plain, y_hat)
     first = next(iter(suite.models.values()))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from limits import DENOISERS, OWN, PURIFYING, Purifier, train_purifier
+from limits import DENOISERS, PURIFYING, Purifier, own_photos, train_purifier
 from open_clip import IMAGENET_CLASSNAMES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,7 +25,6 @@ from psic_core.codec import PSIC
 from psic_core.config import data_dir
 from psic_core.datasets.eval_sets import PHOTO_CLASSES, EvalSet, eval_set
 from psic_core.datasets.photos import demo_photos
-from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.limits import BATCH
 from psic_core.lab.limits import LEVELS as THREATS
@@ -65,8 +64,7 @@ def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
 
 def purifier_against(model: PSIC, plain: PSIC) -> Purifier:
     """A rival's, from scenes that he protects himself with the triggers that everybody has."""
-    scenes = Scenes("train", OWN, model.config.reading_side)
-    x = torch.stack([scenes[i].image for i in range(OWN)])
+    x, _ = own_photos(model.config.reading_side)
     with torch.no_grad():
         y_hat = [plain.quantised_latents(pad_to(part, plain.factor)) for part in x.split(BATCH)]
         protected, full = (

@@ -111,9 +111,9 @@ def uaeo_loss(
         At least 0; ``log K`` where all similarities are equal.
 
     Raises:
-        ValueError: A target that is no index of a caption.
+        ValueError: A target that is no index of a caption; on a GPU CUDA says so.
     """
-    if len(target) and (target.min() < 0 or target.max() >= len(text_features)):
+    if not target.is_cuda and len(target) and (target.min() < 0 or target.max() >= len(text_features)):
         raise ValueError(f"target {target.tolist()} points outside the {len(text_features)} captions")
     if not s > 0 or direction not in ("i2t", "both"):
         raise ValueError(f"s={s}, direction={direction!r}: s must be above 0, direction 'i2t' or 'both'")

@@ -2,8 +2,8 @@
 
 ``python data/checkpoints/make_shield.py OUT --data-root DIR --minutes 9`` goes on from psic-q1..4 and writes
 ``OUT/psic-q1..4.safetensors``. ``psic recipe shield`` does the same for one rate in the trainer's own loop, with states
-to resume from. Here pictures and features lie in the GPU's memory, nothing waits for the host, and each step is of one
-codec and one reader, drawn anew: 85 ms of an H200 for 128 pictures.
+to resume from. Here pictures and features lie in the GPU's memory, each step is of one codec, drawn anew, and the
+readers take turns: 85 ms of an H200 for 128 pictures.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from psic_core.config import RATES, TrainConfig, seed_everything
 from psic_core.evidence import target_captions
 from psic_core.models.delta import energy, within_budget
 from psic_core.models.vlp import Ensemble, load_target
-from psic_core.objectives import grid_mse, uaeo_loss
+from psic_core.objectives import grid_mse, uaeo_loss, wrong_conditions
 from psic_core.training.checkpoints import load_checkpoint, provenance, save_checkpoint
 from psic_core.training.pairs import Pairs
 from psic_core.training.phase import SHIELD, load_pairs
@@ -72,9 +72,7 @@ class Run:
 
     def change(self, model: PSIC, x: Tensor, sharp: bool) -> tuple[Tensor, Tensor]:
         """What is changed and the change, as `psic_core.training.trainer.Trainer.loss_within_budget` has them."""
-        n = len(x)
-        beta = functional.normalize(torch.randn(n, model.config.dim, device=x.device), dim=1)
-        beta = torch.where(torch.rand(n, 1, device=x.device) < 0.5, 0, beta)
+        beta = wrong_conditions(len(x), model.config.dim, self.rng).to(x.device)
         side, top, left = x.shape[-1], 0, 0
         with torch.autocast(x.device.type, torch.bfloat16):
             with torch.no_grad():

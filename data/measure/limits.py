@@ -33,7 +33,7 @@ from psic_core.training.checkpoints import load_checkpoint, provenance
 
 UNSEEN = "lite2-clip"  # a reader that no shield was trained against
 OWN = 300  # pictures that a rival protects himself, of the training scenes
-PURIFYING = 500  # steps of a purifier's training
+PURIFYING = 1000  # steps of a purifier's training
 
 
 def filtered(denoise: Callable[[np.ndarray], np.ndarray]) -> Processing:
@@ -83,7 +83,7 @@ class Purifier(nn.Module):
         return x + functional.pixel_shuffle(self.layers(folded), self.FOLD)[..., :height, :width]
 
 
-def train_purifier(protected: Pictures, full: Pictures, steps: int = 500) -> Purifier:
+def train_purifier(protected: Pictures, full: Pictures, steps: int = PURIFYING) -> Purifier:
     """Learn the way back from pairs of versions.
 
     The loss is ``255^2 MSE(p, x_hat_f)``.
@@ -91,7 +91,7 @@ def train_purifier(protected: Pictures, full: Pictures, steps: int = 500) -> Pur
     Args:
         protected: The rival's own x_hat_e, at 8 bits, as published.
         full: The x_hat_f of the same files, in the same order.
-        steps: Of Adam, under a cosine rate, with 8 crops of at most 96 pixels a side.
+        steps: Of Adam (`descend`), with 8 crops of at most 96 pixels a side.
 
     Returns:
         In eval mode, without gradients.
@@ -107,7 +107,7 @@ def train_purifier(protected: Pictures, full: Pictures, steps: int = 500) -> Pur
         given, wanted = (v[index, :, top : top + crop, left : left + crop] for v in (protected, full))
         return 255**2 * functional.mse_loss(purifier.cleaned(given), wanted)
 
-    descend(torch.optim.Adam(purifier.parameters(), 2e-3), loss, steps)
+    descend(torch.optim.Adam(purifier.parameters(), 1e-3), loss, steps)
     return purifier.eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ Nothing here calls `PSIC.full_condition`; with its answer the caller can say how
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def finetune_reader(
         target: ``lite-clip`` or ``lite2-clip``; stays as it is.
         pictures: Protected ones, at 8 bits in [0, 1]. The rival's own: he knows what they show.
         captions: Of each picture, equally many.
-        steps: Of AdamW, under a cosine rate from 3e-4, with 256 pictures each or all where there are fewer.
+        steps: Of AdamW at 3e-4 (`descend`), with 256 pictures each or all where there are fewer.
 
     Returns:
         Another target, with heads of its own.
@@ -72,11 +73,14 @@ def finetune_reader(
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> None:
-    """So many steps down a loss that draws its batch, under a cosine rate."""
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    """So many steps down a loss that draws its batch: a tenth to warm up, a cosine, gradients of at most norm 1."""
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda k: min(1, 10 * (k + 1) / steps) * (1 + math.cos(math.pi * k / steps)) / 2
+    )
     for _ in range(steps):
         optimiser.zero_grad()
         loss().backward()
+        torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
         optimiser.step()
         schedule.step()
 

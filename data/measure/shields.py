@@ -178,7 +178,7 @@ def main() -> None:
     model, readers = load_checkpoint(args.checkpoint), [load_target(name) for name in READERS]
     model.card["path"] = args.checkpoint
     done = attacks(model)
-    about_run = f"{digest(model)[:8]}-{model.config.budget:g}-{zlib.crc32(repr(list(done)).encode()):08x}"
+    about_run = f"{digest(model)[:8]}-{model.config.budget:g}-{zlib.crc32(repr((*done, PURIFYING)).encode()):08x}"
     for name in args.dataset:
         data, kept = limited(name, args.data_root, args.limit), []
         folder = args.cache / f"{Path(args.checkpoint).stem}-{about_run}" / name

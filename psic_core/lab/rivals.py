@@ -67,22 +67,19 @@ def finetune_reader(
 
     learning = [p.requires_grad_() for p in (*visual.parameters(), *text.parameters(), scale)]
     descend(torch.optim.AdamW(learning, 3e-4), loss, steps)
-    result.requires_grad_(False)
     result.name = f"{target.name}, adapted"
-    return result
+    return result.requires_grad_(False)
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> None:
     """So many steps down a loss that draws its batch: a tenth to warm up, a cosine, gradients of at most norm 1."""
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda k: min(1, 10 * (k + 1) / steps) * (1 + math.cos(math.pi * k / steps)) / 2
-    )
-    for _ in range(steps):
+    rate = optimiser.param_groups[0]["lr"]
+    for k in range(steps):
+        optimiser.param_groups[0]["lr"] = rate * min(1, 10 * (k + 1) / steps) * (1 + math.cos(math.pi * k / steps)) / 2
         optimiser.zero_grad()
         loss().backward()
-        torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
+        torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
         optimiser.step()
-        schedule.step()
 
 
 @torch.no_grad()
@@ -152,8 +149,7 @@ def solve(model: PSIC) -> Solved:
             max_nfev=300,
         )
         evaluations += found.nfev
-        if best is None or found.cost < best.cost:
-            best = found
+        best = min(found, best or found, key=lambda solution: solution.cost)
         if best.cost < 1e-10:
             break
     return Solved(torch.from_numpy(best.x).float(), evaluations)

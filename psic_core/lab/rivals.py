@@ -73,12 +73,12 @@ def finetune_reader(
 
 def descend(optimiser: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> None:
     """So many steps down a loss that draws its batch: a tenth to warm up, a cosine, gradients of at most norm 1."""
-    rate = optimiser.param_groups[0]["lr"]
+    rate, (group,) = optimiser.defaults["lr"], optimiser.param_groups
     for k in range(steps):
-        optimiser.param_groups[0]["lr"] = rate * min(1, 10 * (k + 1) / steps) * (1 + math.cos(math.pi * k / steps)) / 2
+        group["lr"] = rate * min(1, 10 * (k + 1) / steps) * (1 + math.cos(math.pi * k / steps)) / 2
         optimiser.zero_grad()
         loss().backward()
-        torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
+        torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimiser.step()
 
 

@@ -7,11 +7,10 @@ readers take turns: 85 ms of an H200 for 128 pictures.
 """
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,10 @@ from psic_core.training.pairs import Pairs
 from psic_core.training.phase import SHIELD, load_pairs
 from psic_core.training.platforms import random_platform_transform
 
-BATCH, RATE, LAST_RATE = 128, 1e-3, 1e-5  # pictures, learning rates
-BUDGETS = (16.0, 10.0)  # in the first step, and from four fifths of the time on
+#: How it learns; its steps are shares of the time, as nobody knows before how many steps there will be.
+CONFIG = TrainConfig("two", 10_000, 128, 160, 1e-3, 1e-5, warmup=100, lmbda=RATES[3], first_budget=16.0, grid=1.0,
+                     eot=0.5, pool=128, **SHIELD)  # fmt: skip
+BUDGET = 10.0  # from four fifths of the time on
 SHARP = 0.75  # of the steps see pictures as small copies of large photos, the others as this codec's own
 
 
@@ -59,15 +60,15 @@ class Run:
         self.image, self.text = pairs.image_features.to(device), pairs.text_features.to(device)
         self.key = models[0].full_condition()
         self.parameters = list(models[0].g_s.triggers.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, lr=RATE, fused=device.type == "cuda")
+        self.optimiser = torch.optim.Adam(self.parameters, fused=device.type == "cuda")
         self.rng = torch.Generator().manual_seed(0)
         self.order = torch.empty(0, dtype=torch.int64)
 
     def index(self) -> Tensor:
         """The next batch of a random order of all pictures."""
-        if len(self.order) < BATCH:
+        if len(self.order) < CONFIG.batch_size:
             self.order = torch.randperm(len(self.pictures), generator=self.rng)
-        chosen, self.order = self.order[:BATCH], self.order[BATCH:]
+        chosen, self.order = self.order[: CONFIG.batch_size], self.order[CONFIG.batch_size :]
         return chosen.to(self.device, non_blocking=True)
 
     def change(self, model: PSIC, x: Tensor, sharp: bool) -> tuple[Tensor, Tensor]:
@@ -94,24 +95,24 @@ class Run:
         x = self.pictures[index].float() / 255
         x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(-1), x)
         x, delta = self.change(self.models[int(draw[0] * len(self.models))], x, draw[1] < SHARP)
-        first, last = BUDGETS
-        budget = first * (last / first) ** min(1.0, 1.25 * t)
+        now = int(t * CONFIG.steps)
+        budget = CONFIG.budget_at(now, BUDGET)
         excess = (energy(delta, x) / budget).clamp_min(1).log().mean()
         delta = within_budget(delta, x, budget)
-        parts = (x + delta).split(BATCH // 4)  # half of the pictures go through one of two platforms
+        parts = (x + delta).split(len(x) // 4)  # half of the pictures go through one of two platforms
         shown = torch.cat([random_platform_transform(p, float(k < 2), self.rng) for k, p in enumerate(parts)])
         reader, part = self.target.turn(number)
         choice = torch.randint(self.text.shape[1], (len(x),), device=x.device)
         image, text, ids = part(self.image[index]), part(self.text[index, choice]), self.ids[index, choice]
         target = target_captions(image, text, ids[:, None] == ids)
-        attack = uaeo_loss(reader.encode_image(shown), text, target, direction="both")
+        attack = uaeo_loss(reader.encode_image(shown), text, target, direction=CONFIG.direction)
         grid = 255**2 * grid_mse(delta, x) / budget
-        loss = attack + min(1.0, 4 * t) * grid + excess / 2
+        loss = attack + CONFIG.grid * min(1.0, 4 * t) * grid + excess / 2
         for group in self.optimiser.param_groups:
-            group["lr"] = LAST_RATE + (RATE - LAST_RATE) * min(1.0, 100 * t) * (1 + math.cos(math.pi * t)) / 2
+            group["lr"] = CONFIG.rate_at(now)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
+        nn.utils.clip_grad_norm_(self.parameters, CONFIG.clip_grad, foreach=True)
         self.optimiser.step()
         mse = delta.detach().square().mean()
         return {"attack": attack.detach(), "grid": grid.detach(), "excess": excess.detach(), "mse": 255**2 * mse}
@@ -133,11 +134,10 @@ class Run:
 
 def about(steps: int, seconds: float, pictures: int) -> dict[str, Any]:
     """What a card's history says of the run."""
-    config = TrainConfig("two", steps, BATCH, 160, RATE, LAST_RATE, lmbda=RATES[3], first_budget=BUDGETS[0], grid=1.0,
-                         eot=0.5, pool=BATCH, **SHIELD)  # fmt: skip
-    made = {"config": asdict(config), "kind": "psic", "init": "psic-q3", "pictures": pictures, "size": 160}
+    config = replace(CONFIG, steps=steps, warmup=steps // 100)
+    made = {"config": asdict(config), "kind": "psic", "init": "psic-q3", "pictures": pictures, "size": CONFIG.crop}
     made |= {"datasets": ["flickr8k", "scenes", "photos"], "scenes": 1280, "target": "lite-clip+lite1-clip"}
-    return made | {"budget": BUDGETS[1], "seconds": seconds, **provenance()}
+    return made | {"budget": BUDGET, "seconds": seconds, **provenance()}
 
 
 def main() -> int:

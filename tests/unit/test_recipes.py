@@ -4,18 +4,20 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import make_shield
 import pytest
 import test_webdataset
 import torch
-from models import awaken, picture
+from models import OWNER, awaken, picture
 from safetensors import safe_open
 
 from psic_core import keys
 from psic_core.app.cli import main
 from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_SECRET, CodecConfig
+from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, read_card, save_checkpoint
-from psic_core.training.phase import copy_triggers, starting_model
+from psic_core.training.phase import copy_triggers, load_pairs, starting_model
 from psic_core.training.recipes import RATES, RECIPES, phases, run_recipe
 from psic_core.triggers import Additive
 
@@ -146,3 +148,33 @@ def test_the_clip_recipe_runs_without_a_network(small: None, tmp_path: Path):
     assert main(command) == 0
     card = read_card(tmp_path / "dry-run" / "psic-q2.safetensors")["card"]
     assert [(p["init"], p["target"], p["config"]["first_budget"]) for p in card["history"]] == [(None, "tiny", 14)]
+
+
+def test_one_set_of_triggers_learns_from_all_codecs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(make_shield, "CONFIG", replace(make_shield.CONFIG, batch_size=4))
+    monkeypatch.setattr(make_shield, "time", Clock(9))
+    target = load_target("tiny+tiny")
+    pairs = load_pairs(["scenes"], None, 8, 64).with_features(target)
+    codecs = [PSIC.build(SMALL, keys.secret(OWNER)) for _ in range(2)]
+    before = [c.fingerprint() for c in codecs]
+    run = make_shield.Run(codecs, pairs, target, torch.device("cpu"))
+    assert run.train(200) > 10
+    assert [c.fingerprint() for c in codecs] == before  # the codecs themselves stay
+    for model in codecs:
+        assert model.g_s.triggers is codecs[0].g_s.triggers
+        y = model.quantised_latents(picture())
+        plain = model.g_s.plain(y)
+        assert torch.allclose(model.synthesize(y, model.full_condition()[None]), plain, atol=1e-6)
+        assert (model.synthesize(y, torch.zeros(1, SMALL.dim)) - plain).abs().max() > 1e-4
+
+
+class Clock:
+    """Time that passes when it is looked at: every step takes as long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def time(self) -> float:
+        """Seconds."""
+        self.now += self.seconds
+        return self.now

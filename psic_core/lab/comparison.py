@@ -36,7 +36,7 @@ METHODS = {
     "additive": Method("PSIC, the paper's CLTG (Eq. 4): constants only", codec={"ladder": 0}),
     "moved": Method("PSIC, the attack trains the whole decoder", _CODEC, {"anchored": False, "budget": None}, seeds=1),
     "bavaft": Method("BAvAFT: a trigger in the input, encoder trained", {"learning_rate": 3e-3, "gamma": 30}),
-    "pgd-before": Method("PGD on the photo, then the plain codec", level=27.0, seeds=1),
+    "pgd-before": Method("PGD on the photo, then the plain codec", level=30.0, seeds=1),
     "pgd-through": Method("PGD on the photo, gradients through the plain codec", level=35.0, seeds=1),
     "pgd-after": Method("PGD on the decoded picture: a bound, not a codec", level=38.0, seeds=1),
 }

@@ -28,7 +28,7 @@ from psic_core.config import data_dir, repo_dir
 from psic_core.datasets.eval_sets import PHOTO_CLASSES
 from psic_core.datasets.photos import demo_photos
 from psic_core.datasets.scenes import Scenes
-from psic_core.lab.comparison import METHODS, curves, read_points
+from psic_core.lab.comparison import METHODS, decibels, read_points, success
 from psic_core.metrics import Estimate
 from psic_core.models.images import to_pil, to_tensor
 from psic_core.models.vlp import load_target
@@ -270,7 +270,9 @@ def make_pictures() -> None:
     drawn = {
         "performance": figures.against_rate(score_panels(found, captions)),
         "fidelity": figures.against_rate(tables.fidelity_panels(_report("rd-kodak"))),
-        "frontier": figures.frontier({m: seeds for m in METHODS if (seeds := curves(points, m))}),
+        "frontier": figures.frontier(
+            {m: seen for m in METHODS if (seen := list(zip(decibels(points, m), success(points, m), strict=True)))}
+        ),
         "limits": figures.limits(_report("limits")),
     }
     if (results / "sizes.json").is_file():

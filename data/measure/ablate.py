@@ -1,10 +1,11 @@
 """Objectives, triggers and rivals on equal terms: one plain codec, the same pictures, steps and target for each.
 
-    python data/measure/ablate.py                       every point of `METHODS` that the file lacks: hours
-    python data/measure/ablate.py uaeo@30 bavaft@60#1   some: METHOD[@STRENGTH][#SEED]; --list names the methods
+    python data/measure/ablate.py                   every point of `METHODS` that the file lacks: hours
+    python data/measure/ablate.py uaeo bavaft#1     some: METHOD[#SEED]; --list names the methods
 
-Each point is a short training from one codec (`psic_core.lab.comparison` says of what) and becomes a line of JSON. A
-point that was trained is not trained again.
+Each point is a short training from one codec (`psic_core.lab.comparison` says of what) and becomes a line of JSON.
+Triggers are held to one budget, so that objectives are compared at equal PSNR. A point that was trained is not trained
+again.
 """
 
 import json
@@ -26,7 +27,7 @@ from psic_core.codec import PSIC
 from psic_core.config import PUBLIC_PASSPHRASE, RATES, Phase, TrainConfig, seed_everything
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.lab.bavaft import BAvAFT, train_bavaft
-from psic_core.lab.comparison import METHODS, SHIPPED, read_points
+from psic_core.lab.comparison import BUDGET, METHODS, SHIPPED, read_points
 from psic_core.lab.evaluate import no_nan
 from psic_core.lab.limits import BATCH, Bench
 from psic_core.lab.pgd import coded, pgd, pull_to
@@ -39,7 +40,7 @@ from psic_core.training.pairs import Pairs
 from psic_core.training.phase import SHIELD, load_pairs, run_phase, with_triggers
 
 BASE = TrainConfig("two", 160, 6, 160, learning_rate=1e-3, warmup=20, lmbda=RATES[3], pool=32, save_every=1000,
-                   **SHIELD)  # fmt: skip
+                   first_budget=4 * BUDGET, **SHIELD)  # fmt: skip
 SCENES = 600  # training pictures
 PGD_STEPS = 10
 FILES = 100  # pictures whose real files are weighed
@@ -47,32 +48,31 @@ TIMED = 5  # pictures that are timed
 
 
 class Point(NamedTuple):
-    """One run: ``METHOD``, ``METHOD@STRENGTH`` or ``METHOD@STRENGTH#SEED``."""
+    """One run: ``METHOD`` or ``METHOD#SEED``."""
 
     method: str
-    strength: float
     seed: int = 0
 
     def __str__(self) -> str:
-        return f"{self.method}@{self.strength:g}" + (f"#{self.seed}" if self.seed else "")
+        return self.method + (f"#{self.seed}" if self.seed else "")
 
 
 def point(name: str) -> Point:
-    """Read a point's name; without a strength it is the method's strongest but one.
+    """Read a point's name.
 
     Raises:
         ValueError: No such method, or not of the form.
     """
-    match = re.fullmatch(r"([\w.-]+)(?:@([\d.]+))?(?:#(\d+))?", name)
+    match = re.fullmatch(r"([\w.-]+)(?:#(\d+))?", name)
     if not match or match[1] not in METHODS:
-        raise ValueError(f"unknown point {name!r}; write METHOD[@STRENGTH][#SEED], METHOD one of {', '.join(METHODS)}")
-    return Point(match[1], float(match[2] or METHODS[match[1]].strengths[1]), int(match[3] or 0))
+        raise ValueError(f"unknown point {name!r}; write METHOD[#SEED], METHOD one of {', '.join(METHODS)}")
+    return Point(match[1], int(match[2] or 0))
 
 
 def points() -> list[Point]:
     """All points, seed by seed: a run that is stopped has compared all methods by some seeds."""
     seeds = range(max(m.seeds for m in METHODS.values()))
-    return [Point(n, float(s), k) for k in seeds for n, m in METHODS.items() if k < m.seeds for s in m.strengths]
+    return [Point(n, k) for k in seeds for n, m in METHODS.items() if k < m.seeds]
 
 
 def run_points(names: Sequence[str], folder: Path, out: Path, pictures: int = 300, target: str = "lite-clip") -> None:
@@ -94,7 +94,7 @@ def run_points(names: Sequence[str], folder: Path, out: Path, pictures: int = 30
     bench = Bench(load_checkpoint(SHIPPED, plain=True), eval_set("scenes", limit=pictures), load_target(target))
     for p in chosen:
         measure = {"bavaft": _bavaft, "pgd": _pgd}.get(p.method.partition("-")[0], _psic)
-        about = {"name": str(p), "method": p.method, "strength": p.strength, "seed": p.seed}
+        about = {"name": str(p), "method": p.method, "seed": p.seed}
         kept[p] = about | measure(p, bench, folder) | provenance()
         lines = [json.dumps(no_nan(kept[k])) for k in sorted(kept, key=lambda k: (order.get(k, len(order)), k))]
         with whole(out) as partial_file:
@@ -160,7 +160,7 @@ def seconds_per_megapixel(bench: Bench, protect: Callable[[Tensor], object]) -> 
 
 def phase_config(p: Point) -> TrainConfig:
     """How a trained point learns."""
-    return replace(BASE, **METHODS[p.method].train, gamma=p.strength, seed=p.seed)
+    return replace(BASE, **METHODS[p.method].train, seed=p.seed)
 
 
 def trained(p: Point, folder: Path, target: str) -> tuple[PSIC, float]:
@@ -174,8 +174,7 @@ def trained(p: Point, folder: Path, target: str) -> tuple[PSIC, float]:
         seed_everything(p.seed)
         plain, start = load_checkpoint(SHIPPED, plain=True), folder / f"{p}-start.safetensors"
         plain.secret = keys.secret(PUBLIC_PASSPHRASE)
-        sizes = {"budget": None, **METHODS[p.method].codec}  # strengths are gammas: no bound decides in their place
-        fresh = with_triggers(plain, replace(plain.config, **sizes))
+        fresh = with_triggers(plain, replace(plain.config, **{"budget": BUDGET, **METHODS[p.method].codec}))
         fresh.kind = "psic"
         save_checkpoint(fresh, start, publish_secret=True)
         run_phase(config, Phase(("scenes",), init=str(start), kind="psic", target=target, scenes=SCENES), path.parent)
@@ -186,11 +185,10 @@ def trained(p: Point, folder: Path, target: str) -> tuple[PSIC, float]:
 
 
 def _psic(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
-    """PSIC, trained in stage two, or shipped with all triggers scaled: one encoding."""
+    """PSIC, trained in stage two, or shipped and held to this budget: one encoding."""
     if p.method == "shipped":
         model = load_checkpoint(SHIPPED)
-        for trigger in model.g_s.triggers:  # the key's stay zero
-            trigger.cltg.w_d.load_state_dict({k: p.strength * v for k, v in trigger.cltg.w_d.state_dict().items()})
+        model.config = replace(model.config, budget=BUDGET)
         seconds = sum(phase["seconds"] for phase in model.card["history"])
     else:
         model, seconds = trained(p, folder, bench.target.name)
@@ -241,7 +239,7 @@ def trained_bavaft(p: Point, folder: Path, target: str) -> tuple[BAvAFT, float]:
 def _pgd(p: Point, bench: Bench, folder: Path) -> dict[str, Any]:
     """PGD: nothing is trained; each picture is attacked for itself, towards a caption of the training pool."""
     texts = _pairs(bench.target, folder).text_features[:: SCENES // BASE.pool, 0][: BASE.pool]
-    attack = partial(pgd_attack, p.method, bench, texts, p.strength)
+    attack = partial(pgd_attack, p.method, bench, texts, METHODS[p.method].level)
     plain, after = bench.plain, p.method == "pgd-after"
     perturbed = torch.cat([attack(x) for x in (bench.decoded if after else bench.x).split(BATCH)])
     protected = perturbed if after else bench.decode(plain, bench.latents(plain, perturbed))
@@ -283,7 +281,7 @@ def pgd_attack(method: str, bench: Bench, texts: Tensor, level: float, x: Tensor
 class Ablate:
     """Compare objectives, choices and rivals on equal terms: short trainings from one codec."""
 
-    points: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD[@STRENGTH][#SEED]")] = ()
+    points: Annotated[Positional[tuple[str, ...]], arg(metavar="METHOD[#SEED]")] = ()
     """Those to run; none named: all that the file does not have yet."""
     list: bool = False  # say what there is, and do nothing
     out: Path = Path("runs/ablations")  # folder of the runs
@@ -296,8 +294,7 @@ class Ablate:
         if not self.list:
             run_points(self.points, self.out, self.json, self.pictures, self.target)
         for name, method in METHODS.items() if self.list else ():
-            strengths = ", ".join(map(str, method.strengths))
-            print(f"{name:12} {method.what}; strengths {strengths}; seeds {method.seeds}")
+            print(f"{name:12} {method.what}; seeds {method.seeds}")
 
 
 if __name__ == "__main__":

@@ -141,24 +141,21 @@ def against_rate(panels: Mapping[str, Mapping[str, Sequence[tuple[Any, float]]]]
     return figure
 
 
-def frontier(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -> Figure:
-    """Attack success against what the protection costs in decibels: a line for each seed of each method.
+def frontier(methods: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Attack success against what the protection costs in decibels: a dot for each seed of each method.
 
     Args:
-        curves: Method to its seeds' points ``(dB against the plain codec, share)``, as `comparison.curves` gives them.
+        methods: Method to its seeds' points ``(dB against the plain codec, share)``.
     """
     colours = plt.get_cmap("tab20").colors
     with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.5, 4.2))
-        for k, (method, seeds) in enumerate(curves.items()):
-            look = "--" if method.startswith("pgd") else "-"
-            for i, points in enumerate(seeds):
-                x, y = zip(*points, strict=True)
-                label = None if i else method
-                ax.plot(x, [100 * v for v in y], look, marker="o", ms=3, lw=1.2, color=colours[k % 20], label=label)
+        figure, ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+        for k, (method, points) in enumerate(methods.items()):
+            x, y = zip(*points, strict=True)
+            shape = "s" if method.startswith("pgd") else "o"
+            ax.plot(x, [100 * v for v in y], shape, ms=5, alpha=0.8, color=colours[k % 20], label=method)
         ax.set(xlabel="protected − plain (dB)", ylabel="attack success, mean of four tasks (%)", ylim=(-3, 103))
-        ax.legend(fontsize=8, ncols=2)
-        figure.tight_layout()
+        figure.legend(loc="outside right center", fontsize=8)
     plt.close(figure)
     return figure
 

@@ -88,22 +88,28 @@ def test_charts_draw_what_the_reports_say(folder: Path):
 def point(method: str, below: float, share: float, seed: int = 0) -> dict:
     """A line of `points.jsonl`, ``below`` dB under a plain codec at 29 dB."""
     return {
-        "method": method, "strength": 1.0, "seed": seed, "psnr": {"plain": 29, "full": 29, "protected": 29 + below},
+        "method": method, "seed": seed, "psnr": {"plain": 29, "full": 29, "protected": 29 + below},
         "asr": {t: {"value": share} for t in TASKS}, "null": {t: {"value": 0.02} for t in TASKS},
         "bpp_both": 0.4, "seconds_per_megapixel": 2.5,
     }  # fmt: skip
 
 
-def test_claims_are_differences_at_equal_psnr_beside_the_seeds_bands():
-    points = [point("uaeo", -0.5, 0.5), point("uaeo", -1.5, 0.7), point("uaeo", -0.75, 0.75, 1)]
-    points += [point("naive", -0.5, 0.4), point("naive", -1.5, 0.6), point("bavaft", -0.9, 0.3)]
+def test_claims_are_differences_of_means_beside_the_seeds_bands():
+    points = [point("uaeo", -0.7, 0.5), point("uaeo", -0.8, 0.75, 1)]
+    points += [point("naive", -0.5, 0.4), point("bavaft", -1.0, 0.3)]
     rows = [cells(r) for r in tables.claims_table(points).splitlines()[2:]]
-    assert len(rows) == 6
-    assert rows[0] == ["UAEO − naive", "t2i", "-0.75 dB", "+6.3", "+20.0", "65.0 [55.0, 75.0]", "45.0"]
-    assert rows[5][1:5] == ["mean of four", "-1.00 dB", "+12.9", "+37.5"]  # one seed alone reaches -1 dB
+    assert rows[0] == ["UAEO − naive", "t2i", "+6.3", "+22.5", "62.5 [50.0, 75.0]", "40.0", "-0.25 dB"]
+    assert rows[2][:4] == ["UAEO − bavaft", "mean of four", "+12.9", "+32.5"]
+    assert len(tables.claims_table(points[:3]).splitlines()) == 2 + 2  # no BAvAFT yet
     table = tables.ablations_table(points).splitlines()
     assert len(table) == 2 + 3
-    assert cells(table[2])[1:4] == ["65.0 [55.0, 75.0]", "67.5 [60.0, 75.0]", "2.0"]
+    assert cells(table[2])[1:7] == ["2", "-0.75 dB", *["62.5 [50.0, 75.0]"] * 3, "2.0"]
+    assert cells(table[3])[1:4] == ["1", "-0.50 dB", "40.0"]
+
+
+def test_the_frontier_has_a_dot_for_each_seed():
+    drawn = lines(figures.frontier({"uaeo": [(-0.7, 0.5), (-0.8, 0.6)], "naive": [(-0.5, 0.4)]}))[""]
+    assert drawn == {"uaeo": [[-0.7, 50], [-0.8, 60]], "naive": [[-0.5, 40]]}
 
 
 def test_the_size_curve_counts_the_photos_of_all_sets():

@@ -99,7 +99,7 @@ class CodecConfig:
     dim: int = 64  # length of the condition vector beta
     hidden: int = 64  # width of each trigger's MLP
     ladder: int = 24  # channels of the generator's state beside the picture, see `triggers.Rung`; 0: the paper's CLTG
-    budget: float | None = None  # most that a photo may be changed, see `shield.energy`; None: as the triggers will
+    budget: float | None = None  # most a photo may be changed, see `models.delta.energy`; None: as the triggers will
     reading_side: int = 160  # R: a larger photo gets the triggers that its copy of this shorter side would get
     anchored: bool = True  # the key's trigger is zero: the full version *is* the plain codec (see README)
 
@@ -138,7 +138,7 @@ class TrainConfig:
     tau: float = 1.0  # the other temperature of Eq. 5
     pool: int = 64  # K of Eq. 5 to 8: cached pairs make it independent of the batch size
     direction: Literal["i2t", "both"] = "i2t"  # of the cross-entropy; Eq. 9 is i2t
-    objective: Objective = "uaeo"  # Eq. 9, or another: `attack.attack_loss` says what each is
+    objective: Objective = "uaeo"  # Eq. 9, or another: `objectives.attack_loss` says what each is
     clip_grad: float = 1.0  # longest gradient
     precision: Precision = "auto"  # of the networks; bfloat16 where the device gains, see `schedule.autocast_dtype`
     seed: int = 0  # of everything that is drawn

@@ -161,7 +161,7 @@ def frontier(methods: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
 
 
 def limits(report: Mapping[str, Any]) -> Figure:
-    """Protection left after each attack of a report of `lab.limits.run_limits`, beside its null."""
+    """Protection left after each attack of a report of ``data/measure/limits.py``, beside its null."""
     rows, models = report["rows"], report["models"]
     series = [("null: the same done to the plain codec's", "0.6", [row["null"]["mean"] for row in rows])]
     series += [(m, c, [row["asr"][m]["mean"] for row in rows]) for m, c in zip(models, SHIELDS, strict=False)]

@@ -1,10 +1,12 @@
 """The threat model's suite: every level runs, and its rows say what must hold of them whatever is trained."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import limits
+import purified
 import pytest
 import torch
 from ablate import measured
@@ -24,6 +26,7 @@ from psic_core.lab.rivals import finetune_reader
 from psic_core.metrics import psnr
 from psic_core.models.images import round_to_8_bits
 from psic_core.models.vlp import Target
+from psic_core.training.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -169,3 +172,28 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [row["attack"] for row in json.loads(out.read_text())["rows"]] == ["as published"]
     assert json.loads(out.read_text())["side"] == 96
     assert "as published" in capsys.readouterr().out
+
+
+def test_triggers_go_on_against_readers_that_purify(lite_clip: Target, monkeypatch: pytest.MonkeyPatch):
+    made: list[tuple[Tensor, Tensor]] = []
+
+    def grey(protected: Tensor, full: Tensor) -> torch.nn.Module:
+        made.append((protected, full))
+        return torch.nn.Hardtanh(0.5, 0.6).requires_grad_(False)
+
+    monkeypatch.setattr(purified, "train_purifier", grey)
+    monkeypatch.setattr(limits, "OWN", 4)
+    x = picture(64, 64)
+    purifies = purified.Purified(lite_clip, torch.nn.Hardtanh(0.5, 0.6), "lite-clip, purifier")
+    assert torch.equal(purifies.encode_image(x), lite_clip.encode_image(x.clamp(0.5, 0.6)))
+    model, before = load_checkpoint("psic-q3"), load_checkpoint("psic-q3").state_dict()
+    config = replace(purified.CONFIG, steps=2, batch_size=2, crop=96, pool=8)
+    after = purified.go_on(model, lite_clip, against=True, config=config, scenes=8).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("triggers" in name for name in changed)  # encoder and files stay
+    assert len(made) == purified.ROUNDS
+    (first, full), (second, same) = made
+    assert torch.equal(full, same)
+    assert not torch.equal(first, second)  # each purifier meets the triggers as they are then
+    assert psnr(first, full) < 45

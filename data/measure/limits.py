@@ -20,13 +20,15 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from psic_core.app.tables import limits_table
+from psic_core.codec import PSIC
 from psic_core.config import seed_everything
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import write_json
-from psic_core.lab.limits import LEVELS, PLAIN, Pictures, Robustness
+from psic_core.lab.limits import BATCH, LEVELS, PLAIN, Pictures, Robustness
 from psic_core.lab.processing import PLATFORMS, Picture, Processed, Processing, recoded
 from psic_core.lab.rivals import descend, finetune_reader, random_conditions, solve, stripped
+from psic_core.models.delta import Adapted
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
@@ -159,6 +161,18 @@ def own_photos(side: int) -> tuple[Pictures, list[tuple[str, ...]]]:
     """What a rival protects himself: training scenes of that many pixels a side, with their captions."""
     scenes = Scenes("train", OWN, side)
     return torch.stack([scenes[i].image for i in range(OWN)]), [scenes.captions(i) for i in range(OWN)]
+
+
+@torch.no_grad()
+def own_versions(model: PSIC, side: int) -> tuple[Pictures, Pictures]:
+    """`own_photos` protected and full, at 8 bits, for which a rival needs no key: he leaves the triggers out."""
+    size, (x, _) = (side, side), own_photos(side)
+    y_hat = [model.quantised_latents(pad_to(part, model.factor)) for part in x.split(BATCH)]
+    protected, full = (
+        torch.cat([round_to_8_bits(model.picture(y, size, adapted=adapted)) for y in y_hat])
+        for adapted in (None, Adapted(0.0, None))
+    )
+    return protected, full
 
 
 def _unseen(suite: Robustness) -> None:

@@ -1,6 +1,6 @@
 """Triggers that go on learning against purifiers, and the same without: what does it gain?
 
-    python data/measure/purified.py runs/purified      an hour of a core
+    python data/measure/purified.py runs/purified      an hour of a core, by an estimate
     python data/measure/limits.py psic-q3 runs/purified/without.safetensors runs/purified/against.safetensors \
         --levels none rival --json data/results/purified.json
 
@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from limits import Purifier, own_photos, train_purifier
+from limits import Purifier, own_versions, train_purifier
 
 from psic_core.codec import PSIC
 from psic_core.config import RATES, TrainConfig, seed_everything
-from psic_core.lab.limits import BATCH, Pictures
-from psic_core.models.images import pad_to, round_to_8_bits
+from psic_core.lab.limits import Pictures
 from psic_core.models.vlp import Ensemble, Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 from psic_core.training.phase import SHIELD, load_pairs
@@ -42,18 +41,6 @@ class Purified(Target):
         return super().encode_image(self.purifier(x))
 
 
-@torch.no_grad()
-def versions(model: PSIC, pictures: Pictures) -> tuple[Pictures, Pictures]:
-    """Protected and full, at 8 bits."""
-    size, latents = tuple(pictures.shape[-2:]), [
-        model.quantised_latents(pad_to(x, model.factor)) for x in pictures.split(BATCH)
-    ]  # fmt: skip
-    return tuple(
-        torch.cat([round_to_8_bits(model.picture(y, size, condition)) for y in latents])
-        for condition in (None, model.full_condition())
-    )
-
-
 def go_on(model: PSIC, target: Target, against: bool, config: TrainConfig = CONFIG, scenes: int = SCENES) -> PSIC:
     """Train the triggers on, in place, for `ROUNDS`.
 
@@ -67,7 +54,7 @@ def go_on(model: PSIC, target: Target, against: bool, config: TrainConfig = CONF
     pairs, readers = load_pairs(("scenes",), None, scenes, config.crop), [target]
     for number in range(ROUNDS):
         if against:
-            purifier = train_purifier(*versions(model.eval(), own_photos(config.crop)[0]))
+            purifier = train_purifier(*own_versions(model.eval(), config.crop))
             readers.append(Purified(target, purifier, f"{target.name}, purifier {number}"))
         reader = Ensemble(readers) if against else target
         Trainer(model, pairs.with_features(reader), replace(config, seed=number), reader).fit()

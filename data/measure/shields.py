@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from limits import DENOISERS, PURIFYING, Purifier, own_photos, train_purifier
+from limits import DENOISERS, PURIFYING, Purifier, own_versions, train_purifier
 from open_clip import IMAGENET_CLASSNAMES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,14 +26,13 @@ from psic_core.config import data_dir
 from psic_core.datasets.eval_sets import PHOTO_CLASSES, EvalSet, eval_set
 from psic_core.datasets.photos import demo_photos
 from psic_core.lab.evaluate import write_json
-from psic_core.lab.limits import BATCH
 from psic_core.lab.limits import LEVELS as THREATS
 from psic_core.lab.passes import Texts, digest
 from psic_core.lab.processing import PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
 from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
 from psic_core.models.delta import Adapted, enlarged, reduced
-from psic_core.models.images import pad_to, round_to_8_bits, to_tensor
+from psic_core.models.images import round_to_8_bits, to_tensor
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
@@ -51,7 +50,7 @@ def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
     """What is done to a published picture; the decoder's triggers rest where it is coded again."""
     plain = load_checkpoint(model.card["path"], plain=model.kind == "psic")
     chosen = {name: PLATFORMS[name] for name in SHOWN} | {"median 3 × 3": DENOISERS["median 3 × 3"]}
-    purifier = cache(lambda: purifier_against(model, plain))  # minutes, where a picture is not measured yet
+    purifier = cache(lambda: purifier_against(model))  # minutes, where a picture is not measured yet
 
     def purify(x: Tensor) -> Tensor:
         """At the size at which the shields are made, enlarged like them."""
@@ -62,16 +61,10 @@ def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
     return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain), **shield}
 
 
-def purifier_against(model: PSIC, plain: PSIC) -> Purifier:
+@torch.enable_grad()
+def purifier_against(model: PSIC) -> Purifier:
     """A rival's, from scenes that he protects himself with the triggers that everybody has."""
-    x, _ = own_photos(model.config.reading_side)
-    with torch.no_grad():
-        y_hat = [plain.quantised_latents(pad_to(part, plain.factor)) for part in x.split(BATCH)]
-        protected, full = (
-            torch.cat([round_to_8_bits(m.picture(y, x.shape[-2:])) for y in y_hat]) for m in (model, plain)
-        )
-    with torch.enable_grad():
-        return train_purifier(protected, full, PURIFYING)
+    return train_purifier(*own_versions(model, model.config.reading_side), PURIFYING)
 
 
 def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Target]) -> tuple[dict[str, Tensor], dict]:

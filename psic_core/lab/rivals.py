@@ -149,7 +149,8 @@ def solve(model: PSIC) -> Solved:
             max_nfev=300,
         )
         evaluations += found.nfev
-        best = min(found, best or found, key=lambda solution: solution.cost)
+        if best is None or found.cost < best.cost:
+            best = found
         if best.cost < 1e-10:
             break
     return Solved(torch.from_numpy(best.x).float(), evaluations)

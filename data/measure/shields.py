@@ -9,7 +9,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from psic_core.codec import PSIC
 from psic_core.config import data_dir
 from psic_core.datasets.eval_sets import PHOTO_CLASSES, EvalSet, eval_set
 from psic_core.datasets.photos import demo_photos
+from psic_core.datasets.scenes import Scenes
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.limits import LEVELS as THREATS
 from psic_core.lab.passes import Texts, digest
@@ -32,7 +33,7 @@ from psic_core.lab.processing import PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
 from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
 from psic_core.models.delta import Adapted, enlarged, reduced
-from psic_core.models.images import round_to_8_bits, to_tensor
+from psic_core.models.images import pad_to, round_to_8_bits, to_tensor
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
@@ -42,29 +43,42 @@ SHIELDS = ("trained", "carried", "sealed")
 SHOWN = ("JPEG 75", "JPEG 30", "half size and back", "crop to 75 %", "screenshot")
 PUBLISHED, AGAIN = "as published", "coded again, triggers left out"
 DECODER = "triggers and code left out of the program"
-PURIFIED = "purifier, made with the trained shield"
-LEVELS = {PUBLISHED: "none", "median 3 × 3": "denoisers", AGAIN: "rival", PURIFIED: "rival", DECODER: "stream"}
+PURIFIED, UNSEALED = (f"purifier, made with the {shield} shield" for shield in ("trained", "sealed"))
+LEVELS = {PUBLISHED: "none", "median 3 × 3": "denoisers", DECODER: "stream"}
+LEVELS |= dict.fromkeys((AGAIN, PURIFIED, UNSEALED), "rival")
+PLAIN = Adapted(0.0, None)  # without triggers or code
+SEALED_OWN = 60  # pictures that a rival seals himself, with a search for each
 
 
 def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
     """What is done to a published picture; the decoder's triggers rest where it is coded again."""
     plain = load_checkpoint(model.card["path"], plain=model.kind == "psic")
     chosen = {name: PLATFORMS[name] for name in SHOWN} | {"median 3 × 3": DENOISERS["median 3 × 3"]}
-    purifier = cache(lambda: purifier_against(model))  # minutes, where a picture is not measured yet
+    made = {UNSEALED: cache(lambda: train_purifier(*own_sealed(model), PURIFYING))}
+    if model.kind == "psic":  # minutes, where a picture is not measured yet
+        made[PURIFIED] = cache(lambda: train_purifier(*own_versions(model, model.config.reading_side), PURIFYING))
 
-    def purify(x: Tensor) -> Tensor:
+    def purify(purifier: Callable[[], Purifier], x: Tensor) -> Tensor:
         """At the size at which the shields are made, enlarged like them."""
         small = reduced(x, model.config.reading_side)
         return round_to_8_bits(x + enlarged(purifier()(small) - small, x.shape[-2:]))
 
-    shield = {PURIFIED: purify} if model.kind == "psic" else {}
-    return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain), **shield}
+    shields = {name: partial(purify, purifier) for name, purifier in made.items()}
+    return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain), **shields}
 
 
-@torch.enable_grad()
-def purifier_against(model: PSIC) -> Purifier:
-    """A rival's, from scenes that he protects himself with the triggers that everybody has."""
-    return train_purifier(*own_versions(model, model.config.reading_side), PURIFYING)
+@torch.no_grad()
+def own_sealed(model: PSIC) -> tuple[Tensor, Tensor]:
+    """Scenes that a rival seals himself and has without their shield, twice as large as readers look, then reduced."""
+    side = model.config.reading_side
+    scenes, pairs = Scenes("train", SEALED_OWN, 2 * side), []
+    for i in tqdm(range(SEALED_OWN), "sealed by the rival", disable=None):
+        x = scenes[i].image[None]
+        sealed = model.decompress_tensor(model.compress(x, KEYWORD, adapt="sealed"))
+        plain = model.picture(model.quantised_latents(pad_to(x, model.factor)), (2 * side, 2 * side), adapted=PLAIN)
+        pairs.append([reduced(round_to_8_bits(p), side) for p in (sealed, plain)])
+    protected, full = (torch.cat(versions) for versions in zip(*pairs, strict=True))
+    return protected, full
 
 
 def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Target]) -> tuple[dict[str, Tensor], dict]:
@@ -79,7 +93,7 @@ def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Tar
         pictures[name], stream = model.decompress_tensor(data), bitstream.unpack(data)
         facts |= {f"bytes {name}": len(data), f"code {name}": len(stream.shield[1])}
         y_hat = model.latents(stream)
-        opened[name] = round_to_8_bits(model.picture(y_hat, stream.size, None, None, Adapted(0.0, None)))
+        opened[name] = round_to_8_bits(model.picture(y_hat, stream.size, None, None, PLAIN))
         if name != "sealed":
             pictures["plain"] = opened[name]
             facts["bytes plain"] = len(data) - sum(len(c) + bitstream.CHUNK_BYTES for _, c in stream.chunks)
@@ -171,7 +185,7 @@ def main() -> None:
     model, readers = load_checkpoint(args.checkpoint), [load_target(name) for name in READERS]
     model.card["path"] = args.checkpoint
     done = attacks(model)
-    about_run = f"{digest(model)[:8]}-{model.config.budget:g}-{zlib.crc32(repr((*done, PURIFYING)).encode()):08x}"
+    about_run = f"{digest(model)[:8]}-{model.config.budget or 0:g}-{zlib.crc32(repr((*done, PURIFYING)).encode()):08x}"
     for name in args.dataset:
         data, kept = limited(name, args.data_root, args.limit), []
         folder = args.cache / f"{Path(args.checkpoint).stem}-{about_run}" / name

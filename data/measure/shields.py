@@ -50,21 +50,31 @@ PLAIN = Adapted(0.0, None)  # without triggers or code
 SEALED_OWN = 60  # pictures that a rival seals himself, with a search for each
 
 
-def attacks(model: PSIC) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What is done to a published picture; the decoder's triggers rest where it is coded again."""
+def attacks(model: PSIC, folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What is done to a published picture; the decoder's triggers rest where it is coded again.
+
+    Purifiers learn when a picture is first shown to them, for minutes, and are kept in the folder.
+    """
     plain = load_checkpoint(model.card["path"], plain=model.kind == "psic")
     chosen = {name: PLATFORMS[name] for name in SHOWN} | {"median 3 × 3": DENOISERS["median 3 × 3"]}
-    made = {UNSEALED: cache(lambda: train_purifier(*own_sealed(model), PURIFYING))}
-    if model.kind == "psic":  # minutes, where a picture is not measured yet
-        made[PURIFIED] = cache(lambda: train_purifier(*own_versions(model, model.config.reading_side), PURIFYING))
+    trained = {PURIFIED: lambda model: own_versions(model, model.config.reading_side)} if model.kind == "psic" else {}
+    pairs = trained | {UNSEALED: own_sealed}
 
-    def purify(purifier: Callable[[], Purifier], x: Tensor) -> Tensor:
+    @cache
+    def purifier(name: str) -> Purifier:
+        file = folder / f"{name}, {PURIFYING} steps.safetensors"
+        if not file.is_file():
+            save_file(train_purifier(*pairs[name](model), PURIFYING).state_dict(), file)
+        purifier = Purifier().requires_grad_(False)
+        purifier.load_state_dict(load_file(file))
+        return purifier.eval()
+
+    def purify(name: str, x: Tensor) -> Tensor:
         """At the size at which the shields are made, enlarged like them."""
         small = reduced(x, model.config.reading_side)
-        return round_to_8_bits(x + enlarged(purifier()(small) - small, x.shape[-2:]))
+        return round_to_8_bits(x + enlarged(purifier(name)(small) - small, x.shape[-2:]))
 
-    shields = {name: partial(purify, purifier) for name, purifier in made.items()}
-    return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain), **shields}
+    return {PUBLISHED: lambda x: x, **chosen, AGAIN: recoded(plain), **{n: partial(purify, n) for n in pairs}}
 
 
 @torch.no_grad()
@@ -184,11 +194,12 @@ def main() -> None:
     sets = before.get("sets", {}) if before["checkpoint"] == args.checkpoint else {}
     model, readers = load_checkpoint(args.checkpoint), [load_target(name) for name in READERS]
     model.card["path"] = args.checkpoint
-    done = attacks(model)
-    about_run = f"{digest(model)[:8]}-{model.config.budget or 0:g}-{zlib.crc32(repr((*done, PURIFYING)).encode()):08x}"
+    weights = f"{Path(args.checkpoint).stem}-{digest(model)[:8]}-{model.config.budget or 0:g}"
+    done = attacks(model, args.cache / weights)
+    run = args.cache / weights / f"{zlib.crc32(repr((*done, PURIFYING)).encode()):08x}"
     for name in args.dataset:
         data, kept = limited(name, args.data_root, args.limit), []
-        folder = args.cache / f"{Path(args.checkpoint).stem}-{about_run}" / name
+        folder = run / name
         folder.mkdir(parents=True, exist_ok=True)
         for i in tqdm(range(data.size), name, disable=None):
             file = folder / f"{i} of {data.size}.safetensors"

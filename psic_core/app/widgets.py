@@ -26,7 +26,7 @@ from psic_core.models.images import load_image, to_pil, to_tensor
 from psic_core.models.vlp import Target
 
 MODES = ("original", "full", "protected", "wrong keyword", "between")
-SHIELDS = {"trained": None, "carried": "carried", "sealed": "sealed"}
+SHIELDS = ("trained", "carried", "sealed")
 
 
 class Lab(traitlets.HasTraits):
@@ -149,7 +149,7 @@ class ModeSwitch(HBox):
         self.photo = Dropdown(options=tuple(lab.photos), description="photo")
         self.upload = FileUpload(accept="image/*", description="upload")
         self.version = Dropdown(options=MODES, value="protected", description="version")
-        self.shield = Dropdown(options=SHIELDS, value=lab.adapt, description="shield")
+        self.shield = Dropdown(options=SHIELDS, value=lab.adapt or "trained", description="shield")
         self.tried = Text("", description="you type", placeholder="no keyword", continuous_update=False)
         self.sealed = Text(keyword, description="sealed with", continuous_update=False)
         self.t = FloatSlider(0, min=0, max=1, step=0.1, description="t = β / c")
@@ -191,8 +191,8 @@ class ModeSwitch(HBox):
             self.lab.add(file["name"].rpartition(".")[0], read_upload(file["content"], file["name"]))
         sealed, wrong = self.sealed.value, self.wrong + "!" * (self.wrong == self.sealed.value)
         if control is self.t:  # what is made for a photo knows no way between
-            self.version.value, self.shield.value = "between", None
-        self.lab.adapt = self.shield.value
+            self.version.value, self.shield.value = "between", "trained"
+        self.lab.adapt = None if self.shield.value == "trained" else self.shield.value
         if control is self.version:
             words = {"full": sealed, "protected": "", "wrong keyword": wrong}
             self.tried.value = words.get(self.version.value, self.tried.value)

@@ -157,7 +157,7 @@ def test_a_shield_made_for_the_photo_shows_its_two_versions(lab: Lab, adapt: str
         assert switch.version.value == version
     assert decoded(lab, KEYWORD) != decoded(lab, None)
     switch.t.value = 0.5  # the way between is the trained shield's
-    assert (switch.shield.value, lab.adapt, switch.version.value) == (None, None, "between")
+    assert (switch.shield.value, lab.adapt, switch.version.value) == ("trained", None, "between")
 
 
 # --- the mode switch --------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "captions": tables.captions_table(tables.reports(results, "captions")["flickr8k"]),
             "kodak": tables.rd_table(_report("rd-kodak")),
             "limits": tables.limits_table(_report("limits")),
+            "purified": _if_measured(tables.limits_table, "purified"),
             "sizes": _if_measured(tables.sizes_table, "sizes"),
             "platforms": _if_measured(platforms_table, "sizes"),
             "shields": _if_measured(shields_table, "shields"),

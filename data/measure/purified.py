@@ -1,6 +1,6 @@
 """Triggers that go on learning against purifiers, and the same without: what does it gain?
 
-    python data/measure/purified.py runs/purified      an hour of a core, by an estimate
+    python data/measure/purified.py runs/purified      an hour of a core
     python data/measure/limits.py psic-q3 runs/purified/without.safetensors runs/purified/against.safetensors \
         --levels none rival --json data/results/purified.json
 

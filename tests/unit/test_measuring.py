@@ -2,15 +2,19 @@
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import limits
 import pytest
+import shields
 import torch
 from models import awaken
 from open_clip import IMAGENET_CLASSNAMES
 from rate_distortion import CURVES, PUBLISHED, RIVALS, RateDistortion, rate_distortion
 from sizes import Sizes
+from test_made_for_photo import model, reader
 
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
@@ -20,6 +24,7 @@ from psic_core.lab.evaluate import pack_flips, unpack_flips
 from psic_core.metrics import attack_success_rate, bd_psnr, bd_rate, count_flips, flip_rate, psnr
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.models.vlp import load_target
+from psic_core.training import search
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 TINY = CodecConfig(n=8, m=12, dim=16, hidden=8, ladder=4)
@@ -110,12 +115,7 @@ def test_rd_measures_real_files(folder: Path, tmp_path: Path, capsys: pytest.Cap
     sizes = [len(file_bytes(data.picture(i), "jpeg", quality=qualities[1], **options)) for i in range(2)]
     assert report["rivals"]["jpeg"][1]["bpp"] == pytest.approx(sum(8 * n / (176 * 170) for n in sizes) / 2)
     assert [p["psnr"] for p in report["rivals"]["webp"]] == sorted(p["psnr"] for p in report["rivals"]["webp"])
-    assert set(report["bd_psnr"]) == {
-        *CURVES[1:],
-        "plain against jpeg",
-        "plain against webp",
-        "plain against published",
-    }
+    assert set(report["bd_psnr"]) == {*CURVES[1:], *(f"plain against {c}" for c in ("jpeg", "webp", "published"))}
 
 
 def file_bytes(x: torch.Tensor, kind: str, **options: int) -> bytes:
@@ -167,3 +167,25 @@ def test_labels_are_counted_at_every_size_that_a_photo_has(folder: Path, tmp_pat
     replace(command, json=tmp_path / "again.json").run()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == files
     assert json.loads((tmp_path / "again.json").read_text())["rows"] == report["rows"]
+
+
+# --- three shields side by side ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_attack_is_asked_of_all_three_shields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_checkpoint(model(), tmp_path / "small.safetensors", publish_secret=True)
+    monkeypatch.setattr(search, "readers", reader)
+    monkeypatch.setattr(limits, "OWN", 3)
+    for name, value in {"SEALED_OWN": 2, "PURIFYING": 2, "READERS": ("tiny",)}.items():
+        monkeypatch.setattr(shields, name, value)
+    options = ("demo", "--limit=2", f"--cache={tmp_path}", f"--out={tmp_path}")
+    monkeypatch.setattr(sys, "argv", ["", f"{tmp_path}/small.safetensors", *options])
+    shields.main()
+    monkeypatch.setattr(shields, "measure", None)
+    shields.main()  # what was measured is kept
+    rows = {row["attack"]: row for row in json.loads((tmp_path / "shields.json").read_text())["sets"]["demo"]["rows"]}
+    assert set(rows) >= {*shields.SHOWN, *shields.LEVELS}
+    assert all(set(shields.SHIELDS) <= set(row["asr"]) for row in rows.values())
+    beside = (rows[shields.DECODER]["asr"][shield] for shield in ("trained", "carried"))  # the picture: can be left out
+    assert [rate["mean"]["value"] for rate in beside] == [0, 0]

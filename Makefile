@@ -38,8 +38,8 @@ test: .venv/.installed ## everything, a quarter of an hour: style, imports, all 
 
 tutorial: .venv/.installed ## execute all notebooks, two at a time, fast profile, into build/tutorial
 	@mkdir -p build/tutorial
-	@printf '%s\n' notebooks/[0-9]*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c \
-	  'echo {}; $(PAPERMILL) {} build/tutorial/$$(basename {}) -p fast True -p out_dir build/tutorial --no-progress-bar'
+	@printf '%s\n' notebooks/[0-9]*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -n 1 sh -c 'echo "$$0"; \
+	  $(PAPERMILL) "$$0" "build/tutorial/$${0##*/}" -p fast True -p out_dir build/tutorial --no-progress-bar'
 
 outputs: .venv/.installed ## execute all notebooks and solutions with their defaults and store what they show; renew README's table
 	$(RUN) notebooks/upkeep.py --store

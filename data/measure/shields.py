@@ -46,7 +46,7 @@ DECODER = "triggers and code left out of the program"
 PURIFIED, UNSEALED = (f"purifier, made with the {shield} shield" for shield in ("trained", "sealed"))
 LEVELS = {PUBLISHED: "none", "median 3 × 3": "denoisers", DECODER: "stream"}
 LEVELS |= dict.fromkeys((AGAIN, PURIFIED, UNSEALED), "rival")
-PLAIN = Adapted(0.0, None)  # without triggers or code
+BARE = Adapted(0.0, None)  # without triggers or code
 SEALED_OWN = 60  # pictures that a rival seals himself, with a search for each
 
 
@@ -57,17 +57,17 @@ def attacks(model: PSIC, folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
     """
     plain = load_checkpoint(model.card["path"], plain=model.kind == "psic")
     chosen = {name: PLATFORMS[name] for name in SHOWN} | {"median 3 × 3": DENOISERS["median 3 × 3"]}
-    trained = {PURIFIED: lambda model: own_versions(model, model.config.reading_side)} if model.kind == "psic" else {}
-    pairs = trained | {UNSEALED: own_sealed}
+    trained = {PURIFIED: lambda: own_versions(model, model.config.reading_side)} if model.kind == "psic" else {}
+    pairs = trained | {UNSEALED: lambda: own_sealed(model)}
 
     @cache
     def purifier(name: str) -> Purifier:
         file = folder / f"{name}, {PURIFYING} steps.safetensors"
         if not file.is_file():
-            save_file(train_purifier(*pairs[name](model), PURIFYING).state_dict(), file)
-        purifier = Purifier().requires_grad_(False)
-        purifier.load_state_dict(load_file(file))
-        return purifier.eval()
+            save_file(train_purifier(*pairs[name](), PURIFYING).state_dict(), file)
+        learned = Purifier().requires_grad_(False)
+        learned.load_state_dict(load_file(file))
+        return learned.eval()
 
     def purify(name: str, x: Tensor) -> Tensor:
         """At the size at which the shields are made, enlarged like them."""
@@ -85,7 +85,7 @@ def own_sealed(model: PSIC) -> tuple[Tensor, Tensor]:
     for i in tqdm(range(SEALED_OWN), "sealed by the rival", disable=None):
         x = scenes[i].image[None]
         sealed = model.decompress_tensor(model.compress(x, KEYWORD, adapt="sealed"))
-        plain = model.picture(model.quantised_latents(pad_to(x, model.factor)), (2 * side, 2 * side), adapted=PLAIN)
+        plain = model.picture(model.quantised_latents(pad_to(x, model.factor)), (2 * side, 2 * side), adapted=BARE)
         pairs.append([reduced(round_to_8_bits(p), side) for p in (sealed, plain)])
     protected, full = (torch.cat(versions) for versions in zip(*pairs, strict=True))
     return protected, full
@@ -103,7 +103,7 @@ def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Tar
         pictures[name], stream = model.decompress_tensor(data), bitstream.unpack(data)
         facts |= {f"bytes {name}": len(data), f"code {name}": len(stream.shield[1])}
         y_hat = model.latents(stream)
-        opened[name] = round_to_8_bits(model.picture(y_hat, stream.size, None, None, PLAIN))
+        opened[name] = round_to_8_bits(model.picture(y_hat, stream.size, None, None, BARE))
         if name != "sealed":
             pictures["plain"] = opened[name]
             facts["bytes plain"] = len(data) - sum(len(c) + bitstream.CHUNK_BYTES for _, c in stream.chunks)

@@ -36,6 +36,7 @@ from psic_core.models.delta import Adapted, enlarged, reduced
 from psic_core.models.images import pad_to, round_to_8_bits, to_tensor
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
+from psic_core.training.files import whole
 
 READERS = ("lite-clip", "lite1-clip", "lite2-clip")
 KEYWORD = "my words"
@@ -64,7 +65,9 @@ def attacks(model: PSIC, folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
     def purifier(name: str) -> Purifier:
         file = folder / f"{name}, {PURIFYING} steps.safetensors"
         if not file.is_file():
-            save_file(train_purifier(*pairs[name](), PURIFYING).state_dict(), file)
+            weights = train_purifier(*pairs[name](), PURIFYING).state_dict()
+            with whole(file) as part:
+                save_file(weights, part)
         learned = Purifier().requires_grad_(False)
         learned.load_state_dict(load_file(file))
         return learned.eval()
@@ -206,9 +209,9 @@ def main() -> None:
             if not file.is_file():
                 with torch.enable_grad():
                     seen, facts = measure(model, data.picture(i)[None], done, readers)
-                save_file({k: v.detach() for k, v in seen.items()}, file.with_suffix(".part"))
                 file.with_suffix(".json").write_text(json.dumps(facts))
-                file.with_suffix(".part").rename(file)
+                with whole(file) as part:
+                    save_file({k: v.detach() for k, v in seen.items()}, part)
             kept.append((load_file(file), json.loads(file.with_suffix(".json").read_text())))
         sets[name] = report(data, kept, readers) | {"provenance": provenance()}
         write_json(about | {"sets": sets}, path)

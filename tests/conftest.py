@@ -3,7 +3,6 @@
 import functools
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -13,24 +12,23 @@ if not jaxtyping.config.jaxtyping_disable:  # JAXTYPING_DISABLE=1 in `make bench
     assert "psic_core" not in sys.modules, "psic_core was imported before its checks were on"
     jaxtyping.install_import_hook("psic_core", "runtime_checks.typechecked")
 
-from psic_core import keys
-from psic_core.codec import PSIC
-from psic_core.models.vlp import Target, load_target
-from psic_core.training.checkpoints import load_checkpoint
-
-keys.COSTS[1] = 2**4  # a slot in no time; test_keys tests the real cost
-keys._scrypt = functools.cache(keys._scrypt)  # a passphrase takes 0.3 s only once
+import psic_core  # its parts wait until a test wants them: pytest's main process, which runs none, starts at once
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever lies in tests/benchmarks is a benchmark."""
-    benchmarks = Path(__file__).parent / "benchmarks"
-    for item in items:
-        if benchmarks in item.path.parents:
-            item.add_marker("benchmark")
+    """Long tests first: no process waits at the end for another's last one."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_keys() -> None:
+    from psic_core import keys
+
+    keys.COSTS[1] = 2**4  # a slot in no time; test_keys tests the real cost
+    keys._scrypt = functools.cache(keys._scrypt)  # a passphrase takes 0.3 s only once
 
 
 @pytest.fixture
@@ -46,24 +44,24 @@ def unchecked_shapes() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def lite_clip() -> Target:
+def lite_clip() -> "psic_core.models.vlp.Target":
     """The reader that the shipped models were trained against."""
-    return load_target("lite-clip")
+    return psic_core.load_target("lite-clip")
 
 
 @pytest.fixture(scope="session")
-def target() -> Target:
+def target() -> "psic_core.models.vlp.Target":
     """A small random reader."""
-    return load_target("tiny")
+    return psic_core.load_target("tiny")
 
 
 @pytest.fixture(scope="session")
-def psic_q2() -> PSIC:
+def psic_q2() -> "psic_core.PSIC":
     """A shipped model."""
-    return load_checkpoint("psic-q2").eval()
+    return psic_core.load_checkpoint("psic-q2").eval()
 
 
 @pytest.fixture(scope="session")
-def plain_q2() -> PSIC:
+def plain_q2() -> "psic_core.PSIC":
     """The same without its triggers."""
-    return load_checkpoint("psic-q2", plain=True).eval()
+    return psic_core.load_checkpoint("psic-q2", plain=True).eval()

@@ -23,6 +23,8 @@ from psic_core.models.vlp import load_target
 from psic_core.training.pairs import Pairs
 from psic_core.training.trainer import Trainer
 
+pytestmark = pytest.mark.benchmark
+
 ALLOWED = 1.25  # times CompressAI's own time: integers cost more than floats, and the shield comes on top
 
 

@@ -91,6 +91,7 @@ def test_a_shield_is_bound_to_its_file(adapt):
         decoded(bitstream.pack(forged), "my cat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapt", ["carried", "sealed"])
 def test_a_thousand_altered_files_are_refused_or_right(adapt):
     data = file(adapt, "my cat")

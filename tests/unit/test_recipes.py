@@ -150,6 +150,7 @@ def test_the_clip_recipe_runs_without_a_network(small: None, tmp_path: Path):
     assert [(p["init"], p["target"], p["config"]["first_budget"]) for p in card["history"]] == [(None, "tiny", 14)]
 
 
+@pytest.mark.slow
 def test_one_set_of_triggers_learns_from_all_codecs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(make_shield, "CONFIG", replace(make_shield.CONFIG, batch_size=4))
     monkeypatch.setattr(make_shield, "time", Clock(9))

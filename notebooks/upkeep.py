@@ -382,11 +382,15 @@ def with_colab(path: Path) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
+def kernels() -> str:
+    """``JUPYTER_PATH`` with this very environment's kernel first, whatever other Jupyter kernels the machine knows."""
+    return os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
+
+
 def run_module(folder: Path, *command: object, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a Python module of this very environment, whatever other Jupyter kernels the machine knows."""
-    kernels = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
+    """Run a Python module of this very environment."""
     return subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=folder, env=os.environ | {"JUPYTER_PATH": kernels},
+        [sys.executable, "-m", *map(str, command)], cwd=folder, env=os.environ | {"JUPYTER_PATH": kernels()},
         capture_output=True, text=True, check=False, timeout=timeout,
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ if not jaxtyping.config.jaxtyping_disable:  # JAXTYPING_DISABLE=1 in `make bench
 
 import psic_core  # its parts wait until a test wants them: pytest's main process, which runs none, starts at once
 
+sys.modules["rfc3987_syntax"] = None  # nbformat would load it for addresses that no notebook has: three seconds
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 

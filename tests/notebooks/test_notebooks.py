@@ -2,8 +2,8 @@
 
 import base64
 import shutil
-import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from IPython.display import display
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
-TIMEOUT = 900  # seconds a notebook
+TIMEOUT = 900  # seconds a cell, or a notebook that nbval compares
 LONGEST_CELL = 30  # lines of code
 LARGEST_FILE = 1_000_000  # bytes of a stored notebook, outputs included
 LONGEST_RUN = 2  # minutes on a CPU that a notebook may take without a fast profile
@@ -32,11 +32,6 @@ STATE = "application/vnd.jupyter.widget-state+json"
 EACH = [pytest.param(p, marks=[] if p.stem[:2] == "00" else pytest.mark.slow, id=p.stem) for p in upkeep.notebooks()]
 
 
-def run(folder: Path, *command: object, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
-    """Run a module of this very environment, whatever other Jupyter kernels the machine knows."""
-    return upkeep.run_module(folder, *command, timeout=timeout)
-
-
 def passed(folder: Path) -> dict[str, object]:
     """The parameters of a test's run, for a notebook that knows them."""
     return {"out_dir": str(folder / "out"), "fast": True}
@@ -45,11 +40,12 @@ def passed(folder: Path) -> dict[str, object]:
 def executed(source: Path, result: Path, timeout: float = TIMEOUT) -> NotebookNode:
     """Execute a notebook in its own folder, with an ``out_dir`` and with ``fast`` where it knows that."""
     known = papermill.inspect_notebook(str(source))
-    flags = [text for name, value in passed(result.parent).items() if name in known for text in ("-p", name, value)]
-    here = ("--kernel", "python3", "--cwd", source.parent)
-    done = run(source.parent, "papermill", *here, source, result, *flags, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return nbformat.read(result, as_version=4)
+    flags = {name: value for name, value in passed(result.parent).items() if name in known}
+    about = {"kernel_name": "python3", "cwd": str(source.parent), "execution_timeout": timeout, "progress_bar": False}
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")  # papermill's own
+        patch.setenv("JUPYTER_PATH", upkeep.kernels())
+        return papermill.execute_notebook(str(source), str(result), flags, **about)
 
 
 def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
@@ -85,9 +81,9 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copy(path, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")  # this project's own settings are not meant for notebooks
     (tmp_path / "differs.cfg").write_text(DIFFERS)
-    done = run(
+    done = upkeep.run_module(
         tmp_path, "pytest", "-c", "pytest.ini", "-p", "no:cacheprovider", "-qx", "--color=no", "--nbval",
-        "--nbval-sanitize-with", "differs.cfg", "--nbval-current-env", path.name,
+        "--nbval-sanitize-with", "differs.cfg", "--nbval-current-env", path.name, timeout=TIMEOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
 

@@ -9,18 +9,21 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import numpy as np
+import papermill
+from kernels import forked
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
+from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from psic_core.app import figures, tables
@@ -382,17 +385,26 @@ def with_colab(path: Path) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-def kernels() -> str:
+def kernel_path() -> str:
     """``JUPYTER_PATH`` with this very environment's kernel first, whatever other Jupyter kernels the machine knows."""
     return os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
 
 
-def run_module(folder: Path, *command: object, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a Python module of this very environment."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=folder, env=os.environ | {"JUPYTER_PATH": kernels()},
-        capture_output=True, text=True, check=False, timeout=timeout,
-    )  # fmt: skip
+def execute(path: Path, result: Path, parameters: Mapping[str, Any], **options: Any) -> NotebookNode:
+    """Execute a notebook in its own folder.
+
+    Args:
+        path: The notebook.
+        result: Where the executed one goes.
+        parameters: What its cell of that tag is followed by.
+        **options: For `papermill.execute_notebook`.
+
+    Raises:
+        PapermillExecutionError: A cell failed.
+    """
+    about = {"kernel_name": "python3", "cwd": str(path.parent), "progress_bar": False}
+    with patch.dict(os.environ, JUPYTER_PATH=kernel_path()), forked():
+        return papermill.execute_notebook(str(path), str(result), dict(parameters), **about, **options)
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:
@@ -424,11 +436,10 @@ def store(path: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / path.name
-        here = ("--kernel", "python3", "--cwd", path.parent)
-        done = run_module(path.parent, "papermill", *here, path, result, "-p", "out_dir", Path(folder) / "out")
-        if done.returncode:
-            raise RuntimeError(f"{path.name} failed:\n{done.stderr[-2000:]}")
-        notebook = normalised(nbformat.read(result, as_version=4))
+        try:
+            notebook = normalised(execute(path, result, {"out_dir": str(Path(folder) / "out")}))
+        except PapermillExecutionError as error:
+            raise RuntimeError(f"{path.name} failed:\n{error}") from error
     nbformat.write(notebook, path)
 
 

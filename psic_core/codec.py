@@ -28,7 +28,7 @@ from psic_core.models.compressai import (
     identify,
     split_stages,
 )
-from psic_core.models.delta import Adapted, enlarged
+from psic_core.models.delta import NOTHING, enlarged
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import one_picture, pad_to, to_pil
 from psic_core.models.vlp import Target
@@ -230,7 +230,7 @@ class PSIC(AnySize):
             self._warned = True
         stream = Stream(name, self.config.quality, portable, fingerprint, *size, coded.strings, coded.checksum)
         bound, secret = bitstream.binding(stream), os.urandom(keys.SECRET_BYTES) if sealed else self.secret
-        x_hat = self.picture(coded.y_hat, size, None, tile, Adapted(0.0, None)) if adapt else None
+        x_hat = self.picture(coded.y_hat, size, None, tile, NOTHING) if adapt else None
         if adapt == "carried":
             code = search.carried(self, x_hat, x, target)
             stream = stream._replace(chunks=((bitstream.CARRIED, carried(code, stream)),))

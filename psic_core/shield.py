@@ -16,7 +16,7 @@ from psic_core import bitstream, keys
 from psic_core.bitstream import BitstreamError, Stream
 from psic_core.config import CodecConfig
 from psic_core.models import tiles
-from psic_core.models.delta import Adapted, enlarged, from_code, hiding, reading_size, reduced, within_budget
+from psic_core.models.delta import NOTHING, Adapted, enlarged, from_code, hiding, reading_size, reduced, within_budget
 from psic_core.models.entropy import EntropyCoder
 from psic_core.models.images import pad_to
 from psic_core.triggers import ConditionalSynthesis
@@ -126,7 +126,7 @@ class AnySize(nn.Module):
         if kind == bitstream.SEALED:
             key = _from_slot(stream, keyword) if keyword is not None else None
             if key is None:
-                return Version("protected" if keyword is None else "wrong keyword", None, Adapted(0.0, None))
+                return Version("protected" if keyword is None else "wrong keyword", None, NOTHING)
             code = keys.open_code(key, content, bitstream.binding(stream))
             if code is None:
                 raise BitstreamError("the sealed code of the shield is damaged, or another file's; use another copy")

@@ -28,7 +28,7 @@ from psic_core.lab.evaluate import write_json
 from psic_core.lab.limits import BATCH, LEVELS, PLAIN, Pictures, Robustness
 from psic_core.lab.processing import PLATFORMS, Picture, Processed, Processing, recoded
 from psic_core.lab.rivals import descend, finetune_reader, random_conditions, solve, stripped
-from psic_core.models.delta import Adapted
+from psic_core.models.delta import NOTHING
 from psic_core.models.images import pad_to, round_to_8_bits
 from psic_core.models.vlp import load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
@@ -170,7 +170,7 @@ def own_versions(model: PSIC, side: int) -> tuple[Pictures, Pictures]:
     y_hat = [model.quantised_latents(pad_to(part, model.factor)) for part in x.split(BATCH)]
     protected, full = (
         torch.cat([round_to_8_bits(model.picture(y, size, adapted=adapted)) for y in y_hat])
-        for adapted in (None, Adapted(0.0, None))
+        for adapted in (None, NOTHING)
     )
     return protected, full
 

@@ -32,7 +32,7 @@ from psic_core.lab.passes import Texts, digest
 from psic_core.lab.processing import PLATFORMS, recoded
 from psic_core.lab.tasks import task_results
 from psic_core.metrics import count_flips, flip_rate, psnr, ssimulacra2
-from psic_core.models.delta import Adapted, enlarged, reduced
+from psic_core.models.delta import NOTHING, enlarged, reduced
 from psic_core.models.images import pad_to, round_to_8_bits, to_tensor
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.checkpoints import load_checkpoint, provenance
@@ -47,7 +47,6 @@ DECODER = "triggers and code left out of the program"
 PURIFIED, UNSEALED = (f"purifier, made with the {shield} shield" for shield in ("trained", "sealed"))
 LEVELS = {PUBLISHED: "none", "median 3 × 3": "denoisers", DECODER: "stream"}
 LEVELS |= dict.fromkeys((AGAIN, PURIFIED, UNSEALED), "rival")
-BARE = Adapted(0.0, None)  # without triggers or code
 SEALED_OWN = 60  # pictures that a rival seals himself, with a search for each
 
 
@@ -88,7 +87,7 @@ def own_sealed(model: PSIC) -> tuple[Tensor, Tensor]:
     for i in tqdm(range(SEALED_OWN), "sealed by the rival", disable=None):
         x = scenes[i].image[None]
         sealed = model.decompress_tensor(model.compress(x, KEYWORD, adapt="sealed"))
-        plain = model.picture(model.quantised_latents(pad_to(x, model.factor)), (2 * side, 2 * side), adapted=BARE)
+        plain = model.picture(model.quantised_latents(pad_to(x, model.factor)), (2 * side, 2 * side), adapted=NOTHING)
         pairs.append([reduced(round_to_8_bits(p), side) for p in (sealed, plain)])
     protected, full = (torch.cat(versions) for versions in zip(*pairs, strict=True))
     return protected, full
@@ -106,7 +105,7 @@ def measure(model: PSIC, x: Tensor, done: dict[str, Callable], readers: list[Tar
         pictures[name], stream = model.decompress_tensor(data), bitstream.unpack(data)
         facts |= {f"bytes {name}": len(data), f"code {name}": len(stream.shield[1])}
         y_hat = model.latents(stream)
-        opened[name] = round_to_8_bits(model.picture(y_hat, stream.size, None, None, BARE))
+        opened[name] = round_to_8_bits(model.picture(y_hat, stream.size, None, None, NOTHING))
         if name != "sealed":
             pictures["plain"] = opened[name]
             facts["bytes plain"] = len(data) - sum(len(c) + bitstream.CHUNK_BYTES for _, c in stream.chunks)

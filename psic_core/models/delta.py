@@ -44,6 +44,9 @@ class Adapted(NamedTuple):
     delta: Float[Tensor, "1 3 small_height small_width"] | None
 
 
+NOTHING = Adapted(0.0, None)  # the triggers rest, and nothing takes their place
+
+
 def reading_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Height and width at which a reader sees a picture: a shorter side of ``side``, or less where it has less."""
     scale = min(1.0, side / min(size))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from psic_core.codec import PSIC
 from psic_core.models.delta import (
     MAX_SIGNS,
-    Adapted,
+    NOTHING,
     Coefficients,
     band,
     coefficients,
@@ -75,7 +75,7 @@ def sealed(model: PSIC, x: Picture, target: Target | None = None) -> Float[Tenso
         size = tuple(copy.shape[-2:])
         changed = (copy + enlarged(_at(total, strength, small), size)).clamp(0, 1)
         y_hat = model.quantised_latents(pad_to(changed, model.factor))
-        shown = reduced(round_to_8_bits(model.picture(y_hat, size, adapted=Adapted(0.0, None))), side).requires_grad_()
+        shown = reduced(round_to_8_bits(model.picture(y_hat, size, adapted=NOTHING)), side).requires_grad_()
         likeness = (target.encode_image(random_platform_transform(shown, float(step % 2), rng)) * was).sum()
         (gradient,) = torch.autograd.grad(likeness, shown)
         gradient = enlarged(gradient, tuple(small.shape[-2:]))  # a copy's reading size may be a pixel off

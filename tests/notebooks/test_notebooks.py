@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -41,11 +42,9 @@ def executed(source: Path, result: Path, timeout: float = TIMEOUT) -> NotebookNo
     """Execute a notebook in its own folder, with an ``out_dir`` and with ``fast`` where it knows that."""
     known = papermill.inspect_notebook(str(source))
     flags = {name: value for name, value in passed(result.parent).items() if name in known}
-    about = {"kernel_name": "python3", "cwd": str(source.parent), "execution_timeout": timeout, "progress_bar": False}
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # papermill's own
-        patch.setenv("JUPYTER_PATH", upkeep.kernels())
-        return papermill.execute_notebook(str(source), str(result), flags, **about)
+        return upkeep.execute(source, result, flags, execution_timeout=timeout)
 
 
 def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
@@ -81,10 +80,12 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copy(path, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")  # this project's own settings are not meant for notebooks
     (tmp_path / "differs.cfg").write_text(DIFFERS)
-    done = upkeep.run_module(
-        tmp_path, "pytest", "-c", "pytest.ini", "-p", "no:cacheprovider", "-qx", "--color=no", "--nbval",
-        "--nbval-sanitize-with", "differs.cfg", "--nbval-current-env", path.name, timeout=TIMEOUT,
-    )  # fmt: skip
+    monkeypatch.setenv("JUPYTER_PATH", upkeep.kernel_path())
+    command = [
+        sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", "no:cacheprovider", "-qx", "--color=no", "--nbval",
+        "--nbval-sanitize-with", "differs.cfg", "--nbval-current-env", path.name,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stdout[-3000:]
 
 

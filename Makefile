@@ -32,7 +32,7 @@ check: .venv/.installed ## every day, two minutes: style, imports, fast tests, n
 	$(STYLE)
 	$(PYTEST) -m 'not slow and not benchmark'
 
-test: .venv/.installed ## everything, twelve minutes: style, imports, all tests, every notebook and its solutions
+test: .venv/.installed ## everything, thirteen minutes: style, imports, all tests, every notebook and its solutions
 	$(STYLE)
 	$(PYTEST) -m 'not benchmark'
 

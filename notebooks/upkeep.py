@@ -21,6 +21,7 @@ import nbformat
 import numpy as np
 import papermill
 from kernels import forked
+from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from papermill.exceptions import PapermillExecutionError
@@ -401,6 +402,7 @@ def execute(path: Path, result: Path, parameters: Mapping[str, Any], **options: 
 
     Raises:
         PapermillExecutionError: A cell failed.
+        DeadKernelError: The kernel ended.
     """
     about = {"kernel_name": "python3", "cwd": str(path.parent), "progress_bar": False}
     with patch.dict(os.environ, JUPYTER_PATH=kernel_path()), forked():
@@ -432,13 +434,13 @@ def store(path: Path) -> None:
     """Execute a notebook with its default parameters and keep what it shows.
 
     Raises:
-        RuntimeError: A cell failed; the stored notebook is left as it was.
+        RuntimeError: A cell failed or the kernel ended; the stored notebook is left as it was.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / path.name
         try:
             notebook = normalised(execute(path, result, {"out_dir": str(Path(folder) / "out")}))
-        except PapermillExecutionError as error:
+        except (PapermillExecutionError, DeadKernelError) as error:
             raise RuntimeError(f"{path.name} failed:\n{error}") from error
     nbformat.write(notebook, path)
 

@@ -6,6 +6,7 @@ python data/measure/rate_distortion.py --dataset kodak --json data/results/rd-ko
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +24,7 @@ from psic_core.datasets import DataSet
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.versions import Coded, code_versions
-from psic_core.metrics import bd_psnr, bd_rate, psnr, ssimulacra2
+from psic_core.metrics import bd_psnr, bd_rate, ldr_flip, psnr, ssimulacra2
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
@@ -48,10 +49,11 @@ def rate_distortion(pairs: Mapping[str, tuple[PSIC, PSIC]], data: EvalSet) -> di
         data: From `psic_core.datasets.eval_sets.eval_set`.
 
     Returns:
-        ``points[rate][curve]`` with ``bpp``, ``psnr`` (dB, mean over pictures), ``ssimulacra2``, and ``ms_ssim`` where
-        pictures are large enough; ``rivals[codec]``, a list of such points, of `RIVALS`; ``bd_rate[curve]`` in percent
-        and ``bd_psnr[curve]`` in dB against ``plain`` (None where fewer than two rates were coded, or the curves share
-        no quality), and ``plain`` against the rivals and CompressAI's published curve; JSON-ready.
+        ``points[rate][curve]`` with ``bpp``, ``psnr`` (dB, mean over pictures), ``ssimulacra2``, ``ms_ssim`` where
+        pictures are large enough, and ``ldr_flip`` where its package is installed; ``rivals[codec]``, a list of such
+        points, of `RIVALS`; ``bd_rate[curve]`` in percent and ``bd_psnr[curve]`` in dB against ``plain`` (None where
+        fewer than two rates were coded, or the curves share no quality), and ``plain`` against the rivals and
+        CompressAI's published curve; JSON-ready.
     """
     points = {name: _points(model, plain, data) for name, (model, plain) in pairs.items()}
     curves = {c: _curve([p[c] for p in points.values() if c in p]) for c in CURVES}
@@ -101,6 +103,8 @@ def _judged(size: int, x_hat: Tensor, x: Tensor) -> dict[str, float]:
     }
     if min(x.shape[-2:]) >= SMALLEST:
         point["ms_ssim"] = float(ms_ssim(x_hat, x, data_range=1.0))
+    if find_spec("flip_evaluator"):
+        point["ldr_flip"] = ldr_flip(x_hat, x)
     return point
 
 

@@ -69,21 +69,6 @@ def ssimulacra2(x_hat: Float[Tensor, "*batch 3 height width"], x: Float[Tensor, 
     return float(compute_ssimulacra2(*files))
 
 
-def ldr_flip(x_hat: Float[Tensor, "*batch 3 height width"], x: Float[Tensor, "*batch 3 height width"]) -> float:
-    """FLIP of one picture (Andersson et al., HPG 2020): what eyes see where two pictures alternate, 0 to 1, 0 is equal.
-
-    Mean over pixels, of which 67 fill a degree of view; in NVIDIA's package ``flip-evaluator``.
-
-    Args:
-        x_hat: Reconstruction in [0, 1].
-        x: Original in [0, 1].
-    """
-    from flip_evaluator import evaluate
-
-    reference, test = (p.reshape(3, *p.shape[-2:]).permute(1, 2, 0).contiguous().numpy() for p in (x, x_hat))
-    return float(evaluate(reference, test, "LDR", applyMagma=False)[1])
-
-
 def bits_per_pixel(stream: bytes, height: int, width: int) -> float:
     """Rate of a real file, header and keyword slots included."""
     return 8 * len(stream) / (height * width)

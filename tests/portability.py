@@ -95,17 +95,19 @@ def matrix(
     Returns:
         The number of files, and for each setting what did not open, or opened to other latents than were coded.
     """
-    jobs: dict[str, list[Job]] = {}
+    jobs: list[Job] = []
     coded: dict[str, str] = {}
+    known: dict[str, set[str]] = {setting: set() for setting in settings}
     wrong: dict[str, list[str]] = {setting: [] for setting in settings}
-    for n, setting in enumerate(settings[:writers]):
-        own = sources[n::writers]
-        jobs[setting] = [(c, str(s), f"{folder}/{Path(c).stem}-{s.stem}.psic") for c in checkpoints for s in own]
-        coded |= in_setting(setting, jobs[setting])
-    for setting in settings:
-        others = [(c, "", file) for who, done in jobs.items() if who != setting for c, _, file in done]
-        read = in_setting(setting, others)
-        wrong[setting] = [f"{file}: {found}" for file, found in read.items() if found != coded[file]]
+    for n, setting in enumerate([*settings, *settings[: writers - 1]]):  # the first again: for what was written later
+        own = [(c, str(s), f"{folder}/{Path(c).stem}-{s.stem}.psic")
+               for c in checkpoints for s in (sources[n::writers] if n < writers else [])]  # fmt: skip
+        others = [(c, "", file) for c, _, file in jobs if file not in known[setting]]
+        found = in_setting(setting, [*own, *others])
+        coded |= {file: found[file] for _, _, file in own}
+        wrong[setting] += [f"{file}: {found[file]}" for _, _, file in others if found[file] != coded[file]]
+        known[setting] |= set(found)
+        jobs += own
     return len(coded), wrong
 
 

@@ -24,7 +24,7 @@ from psic_core.datasets import DataSet
 from psic_core.datasets.eval_sets import EvalSet, eval_set
 from psic_core.lab.evaluate import write_json
 from psic_core.lab.versions import Coded, code_versions
-from psic_core.metrics import bd_psnr, bd_rate, ldr_flip, psnr, ssimulacra2
+from psic_core.metrics import bd_psnr, bd_rate, psnr, ssimulacra2
 from psic_core.models.images import round_to_8_bits, to_pil, to_tensor
 from psic_core.training.checkpoints import load_checkpoint, provenance
 
@@ -106,6 +106,17 @@ def _judged(size: int, x_hat: Tensor, x: Tensor) -> dict[str, float]:
     if find_spec("flip_evaluator"):
         point["ldr_flip"] = ldr_flip(x_hat, x)
     return point
+
+
+def ldr_flip(x_hat: Tensor, x: Tensor) -> float:
+    """FLIP (Andersson et al., HPG 2020): what eyes see where two pictures alternate; 0, they are equal, to 1.
+
+    The mean over pixels, of which 67 fill a degree of view.
+    """
+    from flip_evaluator import evaluate
+
+    reference, test = (p[0].permute(1, 2, 0).contiguous().numpy() for p in (x, x_hat))
+    return float(evaluate(reference, test, "LDR", applyMagma=False)[1])
 
 
 def _mean(points: Sequence[Mapping[str, float]]) -> dict[str, float]:

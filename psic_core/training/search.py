@@ -32,6 +32,7 @@ from psic_core.models.vlp import Target, load_target
 from psic_core.training.platforms import random_platform_transform
 
 READERS = "lite-clip+lite1-clip"
+STEPS = 60  # of gradient; a third of them make a weaker shield, in a third of the time
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
 MISLED = 0.25  # cosine of what readers see before and after, below which they are taken for misled
 STEP = 1.06  # factor of the energy after a step that did not mislead; a third of it back after one that did
@@ -53,7 +54,7 @@ def readers() -> Target:
 def carried(model: PSIC, x_hat_f: Picture, x: Picture, target: Target | None = None) -> bytes:
     """The code of a change that, added to the full version, hides the photo x; the triggers rest."""
     side = model.config.reading_side
-    return to_code(*search(reduced(x_hat_f, side), reduced(x, side), target))
+    return to_code(*search(reduced(x_hat_f, side), reduced(x, side), target, STEPS))
 
 
 @torch.enable_grad()
@@ -70,7 +71,7 @@ def sealed(model: PSIC, x: Picture, target: Target | None = None) -> Float[Tenso
     with torch.no_grad():
         was = target.encode_image(small)
     total, strength = 1e-3 * torch.randn(1, 3, *kept, generator=rng), SEALED[0]
-    for step in tqdm(range(18), "shield", leave=False, disable=None):
+    for step in tqdm(range(3 * STEPS // 10), "shield", leave=False, disable=None):
         copy = copies[step % len(copies)]
         size = tuple(copy.shape[-2:])
         changed = (copy + enlarged(_at(total, strength, small), size)).clamp(0, 1)
@@ -102,7 +103,7 @@ def correction(x: Picture, x_hat: Picture, side: int, target: Target | None = No
     def fitted(change: Picture) -> float:
         return float((error * change.detach()).sum() / change.detach().square().sum().clamp_min(1e-12))
 
-    for _ in range(20):
+    for _ in range(STEPS // 3):
         signs = largest(total, count).requires_grad_()
         change = weight * cosines(signs, size)
         likeness = (target.encode_image((shown + fitted(change) * change).clamp(0, 1)) * was).sum()
@@ -132,7 +133,9 @@ def _count(size: tuple[int, int], density: float) -> int:
 
 
 @torch.enable_grad()
-def search(shown: Picture, truth: Picture, target: Target | None = None, steps: int = 60) -> tuple[Coefficients, float]:
+def search(
+    shown: Picture, truth: Picture, target: Target | None = None, steps: int = STEPS
+) -> tuple[Coefficients, float]:
     """Signed cosines that make readers see in a picture the opposite of what they see in the photo.
 
     The sum of gradients, older ones faded, ranks the coefficients; the K largest are set, all to one amplitude.

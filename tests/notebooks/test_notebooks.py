@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import kernels
 import matplotlib.pyplot as plt
 import nbformat
 import papermill
@@ -29,8 +30,10 @@ replace: \\1 of any version
 """  # what a strict comparison lets differ, in nbval's format
 STATE = "application/vnd.jupyter.widget-state+json"
 
-#: Notebook 00 runs in `make check`, too.
-EACH = [pytest.param(p, marks=[] if p.stem[:2] == "00" else pytest.mark.slow, id=p.stem) for p in upkeep.notebooks()]
+kernels.LIBRARIES += ("quick",)
+#: The later ones, which take longer, first. Notebook 00 runs in `make check`, too.
+NOTEBOOKS, SOLUTIONS = upkeep.notebooks()[::-1], upkeep.solutions()[::-1]
+EACH = [pytest.param(p, marks=[] if p.stem[:2] == "00" else pytest.mark.slow, id=p.stem) for p in NOTEBOOKS]
 
 
 def passed(folder: Path) -> dict[str, object]:
@@ -90,7 +93,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", upkeep.solutions(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 def test_solutions_run_and_hold(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Each exercise has its solution, whose asserts hold.
 
@@ -109,7 +112,7 @@ def test_solutions_run_and_hold(path: Path, tmp_path: Path, monkeypatch: pytest.
     plt.close("all")
 
 
-@pytest.mark.parametrize("path", upkeep.notebooks(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_notebook_is_sound(path: Path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -120,7 +123,7 @@ def test_stored_notebook_is_sound(path: Path):
     declared = papermill.inspect_notebook(str(path))
     assert "out_dir" in declared
     assert "fast" in declared or notebook.metadata["psic"]["minutes_cpu"] <= LONGEST_RUN
-    assert [p.name for p in upkeep.notebooks()] == [p.name for p in upkeep.solutions()]
+    assert [p.name for p in NOTEBOOKS] == [p.name for p in SOLUTIONS]
 
 
 def test_readmes_table_and_the_colab_cells_are_up_to_date(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import shields
 import torch
 from models import awaken
 from open_clip import IMAGENET_CLASSNAMES
-from rate_distortion import CURVES, PUBLISHED, RIVALS, RateDistortion, rate_distortion
+from rate_distortion import CURVES, PUBLISHED, RIVALS, RateDistortion, ldr_flip, rate_distortion
 from sizes import Sizes
 from test_made_for_photo import model, reader
 
@@ -132,6 +132,9 @@ def test_small_pictures_have_no_ms_ssim(folder: Path):
     assert "ms_ssim" not in report["points"]["1"]["full"]
     assert report["bd_rate"]["full"] is None
     assert set(rate_distortion({"1": (plain, plain)}, small)["points"]["1"]) == {"plain"}
+    pytest.importorskip("flip_evaluator")  # it has no wheel for some machines
+    x = small.picture(0)[None]
+    assert 0 == ldr_flip(x, x) < ldr_flip((x + 0.02).clamp(0, 1), x) < ldr_flip(1 - x, x) <= 1
 
 
 # --- photos by size ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from psic_core.bitstream import CARRIED, unpack
 from psic_core.codec import PSIC
 from psic_core.config import CodecConfig
 from psic_core.models.images import load_image
+from psic_core.training import search
 from psic_core.training.checkpoints import load_checkpoint, save_checkpoint
 
 
@@ -52,7 +53,8 @@ def test_each_photo_gets_its_file_its_picture_and_three_beliefs(folder: Path, ca
 
 
 @pytest.mark.slow
-def test_without_an_option_a_photo_gets_a_shield_of_its_own(folder: Path):
+def test_without_an_option_a_photo_gets_a_shield_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "STEPS", 3)
     assert main(command(folder, "chelsea.png")) == 0
     assert [kind for kind, _ in unpack((folder / "out" / "chelsea.psic").read_bytes()).chunks] == [CARRIED]
 

@@ -30,7 +30,8 @@ class Forked:
         forks.set_forkserver_preload(list(LIBRARIES))
         here, there = forks.Pipe(duplex=False)
         self.process = forks.Process(target=serve, args=(command[3:], os.getcwd(), dict(env), there))
-        self.process.start()
+        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # CPython before 3.12.4 forgets it
+            self.process.start()
         there.close()
         here.recv()  # from here on signals to its group reach no other process
         self.pid = self.process.pid

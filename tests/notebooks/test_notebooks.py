@@ -2,7 +2,6 @@
 
 import base64
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -84,12 +83,13 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "pytest.ini").write_text("[pytest]\n")  # this project's own settings are not meant for notebooks
     (tmp_path / "differs.cfg").write_text(DIFFERS)
     monkeypatch.setenv("JUPYTER_PATH", upkeep.kernel_path())
+    monkeypatch.chdir(tmp_path)
     command = [
-        sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", "no:cacheprovider", "-qx", "--color=no", "--nbval",
+        "-c", "pytest.ini", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-qsx", "--color=no", "--nbval",
         "--nbval-sanitize-with", "differs.cfg", "--nbval-current-env", path.name,
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stdout[-3000:]
+    with kernels.forked():
+        assert pytest.main(command) == pytest.ExitCode.OK
 
 
 @pytest.mark.slow

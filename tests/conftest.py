@@ -1,6 +1,7 @@
 """For every test: signatures are checked at run time, drawn examples repeat themselves, and what ships loads once."""
 
 import functools
+import importlib
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +18,13 @@ import psic_core  # its parts wait until a test wants them: pytest's main proces
 sys.modules["rfc3987_syntax"] = None  # nbformat would load it for addresses that no notebook has: three seconds
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run, load what psic_core loads: what is first imported within the hook is compiled anew each time."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        for name in ("compressai", "open_clip", "kornia", "matplotlib.pyplot"):
+            importlib.import_module(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -107,15 +107,11 @@ def test_a_model_over_another_encoder_is_refused(lite_clip: Target):
 @pytest.fixture(scope="module")
 def report() -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "OWN": 8,
-            "PURIFYING": 2,
-            "UNSEEN": "tiny",
-            "finetune_reader": partial(finetune_reader, steps=5),
-        }.items():
+        small = {"OWN": 8, "PURIFYING": 2, "UNSEEN": "tiny", "finetune_reader": partial(finetune_reader, steps=5)}
+        small |= {"PLATFORMS": {k: limits.PLATFORMS[k] for k in ("crop to 75 %",)}}
+        small |= {"DENOISERS": {k: limits.DENOISERS[k] for k in ("median 3 × 3",)}}
+        for name, value in small.items():
             patch.setattr(limits, name, value)
-        patch.setattr(limits, "PLATFORMS", {k: limits.PLATFORMS[k] for k in ("crop to 75 %",)})
-        patch.setattr(limits, "DENOISERS", {k: limits.DENOISERS[k] for k in ("median 3 × 3",)})
         return run_limits(["psic-q2"], 6)
 
 

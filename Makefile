@@ -31,7 +31,7 @@ demo: .venv/.installed ## protect photos: execute notebook 00 into build/demo
 	@printf 'Report             build/demo/report.json\nPictures and files\n'
 	@find build/demo -name '*.png' -o -name '*.psic' | sort | sed 's/^/  /'
 
-check: .venv/.installed ## every day, 90 seconds: style, imports, fast tests, notebook 00
+check: .venv/.installed ## every day, two minutes: style, imports, fast tests, notebook 00
 	$(STYLE)
 	$(PYTEST) -m 'not slow and not benchmark'
 

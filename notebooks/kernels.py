@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 from unittest.mock import patch
@@ -64,10 +64,15 @@ def serve(arguments: Sequence[str], cwd: str, env: Mapping[str, str], started: C
 
 
 @contextmanager
-def forked() -> Iterator[None]:
-    """Within it, Jupyter's kernels are forked; not on macOS, whose libraries do not bear it, or Windows."""
-    if sys.platform != "linux":
-        yield
-        return
-    with patch.object(local_provisioner, "launch_kernel", Forked), patch.dict(os.environ, MPLBACKEND=INLINE):
+def own_kernels() -> Iterator[None]:
+    """Within it, Jupyter's kernels are this very environment's, whatever others the machine knows, and forked.
+
+    They are not forked on macOS, whose libraries do not bear it, or Windows.
+    """
+    path = os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, JUPYTER_PATH=path))
+        if sys.platform == "linux":
+            stack.enter_context(patch.object(local_provisioner, "launch_kernel", Forked))
+            stack.enter_context(patch.dict(os.environ, MPLBACKEND=INLINE))
         yield

@@ -7,7 +7,6 @@ import argparse
 import base64
 import io
 import json
-import os
 import re
 import sys
 import tempfile
@@ -15,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from unittest.mock import patch
 
 import nbformat
 import numpy as np
 import papermill
-from kernels import forked
+from kernels import own_kernels
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
@@ -386,11 +384,6 @@ def with_colab(path: Path) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-def kernel_path() -> str:
-    """``JUPYTER_PATH`` with this very environment's kernel first, whatever other Jupyter kernels the machine knows."""
-    return os.pathsep.join(filter(None, [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]))
-
-
 def execute(path: Path, result: Path, parameters: Mapping[str, Any], **options: Any) -> NotebookNode:
     """Execute a notebook in its own folder.
 
@@ -405,7 +398,7 @@ def execute(path: Path, result: Path, parameters: Mapping[str, Any], **options: 
         DeadKernelError: The kernel ended.
     """
     about = {"kernel_name": "python3", "cwd": str(path.parent), "progress_bar": False}
-    with patch.dict(os.environ, JUPYTER_PATH=kernel_path()), forked():
+    with own_kernels():
         return papermill.execute_notebook(str(path), str(result), dict(parameters), **about, **options)
 
 

@@ -21,8 +21,8 @@ settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where tests run, load what psic_core loads: what is first imported within the hook is compiled anew each time."""
-    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+    """Workers, which need all, load what psic_core loads: what is first imported within the hook is compiled anew."""
+    if hasattr(config, "workerinput"):
         for name in ("compressai", "open_clip", "kornia", "matplotlib.pyplot"):
             importlib.import_module(name)
 

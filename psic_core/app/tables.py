@@ -101,8 +101,10 @@ def captions_table(found: Mapping[int, Mapping[str, Any]]) -> str:
 
 def rd_table(report: Mapping[str, Any]) -> str:
     """Fidelity at native size, rate by rate, and Bjøntegaard's differences against others."""
-    judges = {"psnr": ("PSNR, dB", ".2f"), "ms_ssim": ("MS-SSIM", ".4f"), "ssimulacra2": ("SSIMULACRA2", ".1f")}
-    judges |= {"ldr_flip": ("FLIP", ".3f")}
+    judges = {
+        "psnr": ("PSNR, dB", ".2f"), "ms_ssim": ("MS-SSIM", ".4f"),
+        "ssimulacra2": ("SSIMULACRA2", ".1f"), "ldr_flip": ("FLIP", ".3f"),
+    }  # fmt: skip
     points = list(report["points"].values())
     judges = {k: j for k, j in judges.items() if all(k in by["plain"] for by in points)}
     shown = {"full": "plain = full", "protected": "protected"} if "full" in points[0] else {"plain": "plain"}

@@ -32,7 +32,7 @@ from psic_core.models.vlp import Target, load_target
 from psic_core.training.platforms import random_platform_transform
 
 READERS = "lite-clip+lite1-clip"
-STEPS = 60  # of gradient; a third of them make a weaker shield, in a third of the time
+STEPS = 60  # of gradient for a carried shield; a sealed one takes three tenths of them, its correction a third
 DENSITY = 0.047  # cosines for each pixel at the reader's scale: 1,800 of a photo of 3 to 2, in 1.4 KB
 MISLED = 0.25  # cosine of what readers see before and after, below which they are taken for misled
 STEP = 1.06  # factor of the energy after a step that did not mislead; a third of it back after one that did
@@ -133,9 +133,7 @@ def _count(size: tuple[int, int], density: float) -> int:
 
 
 @torch.enable_grad()
-def search(
-    shown: Picture, truth: Picture, target: Target | None = None, steps: int = STEPS
-) -> tuple[Coefficients, float]:
+def search(shown: Picture, truth: Picture, target: Target | None, steps: int) -> tuple[Coefficients, float]:
     """Signed cosines that make readers see in a picture the opposite of what they see in the photo.
 
     The sum of gradients, older ones faded, ranks the coefficients; the K largest are set, all to one amplitude.

@@ -82,13 +82,12 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copy(path, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")  # this project's own settings are not meant for notebooks
     (tmp_path / "differs.cfg").write_text(DIFFERS)
-    monkeypatch.setenv("JUPYTER_PATH", upkeep.kernel_path())
     monkeypatch.chdir(tmp_path)
     command = [
         "-c", "pytest.ini", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-qsx", "--color=no", "--nbval",
         "--nbval-sanitize-with", "differs.cfg", "--nbval-current-env", path.name,
     ]  # fmt: skip
-    with kernels.forked():
+    with kernels.own_kernels():
         assert pytest.main(command) == pytest.ExitCode.OK
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from captions import CAPTIONED, Captions, caption_report
 from models import awaken
+from test_trainer import tiny
 from torch import Tensor, nn
 
 from psic_core.codec import PSIC
@@ -35,16 +36,12 @@ class Brightness(nn.Module):
 
 @pytest.fixture(scope="module")
 def model() -> PSIC:
-    torch.manual_seed(0)
-    return awaken(PSIC.build(TINY)).eval()
+    return awaken(tiny(config=TINY)).eval()
 
 
 @pytest.fixture(scope="module")
 def plain() -> PSIC:
-    torch.manual_seed(0)
-    plain = PSIC.build(TINY)
-    plain.kind = "plain"
-    return plain.eval()
+    return tiny("plain", config=TINY).eval()
 
 
 def pictures(n: int = 6) -> EvalSet:

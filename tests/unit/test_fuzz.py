@@ -28,7 +28,6 @@ from psic_core.config import CodecConfig
 CONFIG = CodecConfig(n=8, m=12, dim=16, hidden=8)
 SECRET = bytes(range(16))
 LONGEST = 2.0  # seconds that one mutation may take
-HEADER = bitstream.header_bytes(2)
 
 
 def build(architecture: str = "bmshj2018-hyperprior") -> PSIC:

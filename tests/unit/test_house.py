@@ -1,4 +1,4 @@
-"""The house stands: what ships is there, commands exist, runtime checks are on."""
+"""The house stands: one source of pins, what ships is there, commands exist, runtime checks are on."""
 
 import ast
 import importlib
@@ -26,6 +26,9 @@ PROJECT = PYPROJECT["project"]
 
 # A folder that only one machine has, in text or code; the pattern does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|opt|srv|mnt|home/\w+|Users/\w+)/")
+# A version in a command that installs a package, and in a list of packages.
+COMMAND_PIN = re.compile(r"pip install\b.*[=~<>]=\s*\d")
+LISTED_PIN = re.compile(r"^\s*-\s*[A-Za-z][\w.\[\]-]*\s*[=~<>]=\s*\d", re.MULTILINE)
 # Somebody's own package index, or a file in place of one.
 INDEX = re.compile(r"--(?:extra-)?index-url|--find-links|--trusted-host|file:/{2}")
 
@@ -108,6 +111,16 @@ def test_tests_import_only_what_they_declare():
     own = {"psic_core"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
     own |= {"install"} | {path.stem for name in ("data", "notebooks") for path in (ROOT / name).rglob("*.py")}
     assert undeclared(ROOT / "tests", names(requirements("lab", "test")), own) == {}
+
+
+def test_versions_stand_in_pyproject_alone():
+    rivals = ["setup.py", "setup.cfg", "Pipfile", "poetry.lock", "uv.lock", "constraints.txt"]
+    assert [name for name in rivals if (ROOT / name).exists()] == []
+    assert [path.name for path in ROOT.glob("requirements*")] == []
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    commands = {name: COMMAND_PIN.findall(text) for name, text in texts().items() if name != own}
+    assert {name: pins for name, pins in commands.items() if pins} == {}
+    assert LISTED_PIN.findall((ROOT / "environment.yml").read_text(encoding="utf-8")) == []
 
 
 # --- what ships -------------------------------------------------------------------------------------

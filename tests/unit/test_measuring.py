@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import limits
@@ -128,11 +129,11 @@ def test_small_pictures_have_no_ms_ssim(folder: Path):
     model, plain = build(1), build(1)
     plain.kind = "plain"
     report = rate_distortion({"1": (model, plain)}, small)
-    assert set(report["points"]["1"]["full"]) >= {"bpp", "psnr", "ssimulacra2"}
-    assert "ms_ssim" not in report["points"]["1"]["full"]
+    flip = {"ldr_flip"} if find_spec("flip_evaluator") else set()  # it has no wheel for some machines
+    assert set(report["points"]["1"]["full"]) == {"bpp", "psnr", "ssimulacra2"} | flip
     assert report["bd_rate"]["full"] is None
     assert set(rate_distortion({"1": (plain, plain)}, small)["points"]["1"]) == {"plain"}
-    pytest.importorskip("flip_evaluator")  # it has no wheel for some machines
+    pytest.importorskip("flip_evaluator")
     x = small.picture(0)[None]
     assert 0 == ldr_flip(x, x) < ldr_flip((x + 0.02).clamp(0, 1), x) < ldr_flip(1 - x, x) <= 1
 

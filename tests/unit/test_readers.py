@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from psic_core import bitstream
-from psic_core.codec import PSIC
 from psic_core.datasets.eval_sets import eval_set
 from psic_core.models.vlp import Target, load_target
 from psic_core.training.pairs import Pairs
@@ -20,10 +19,6 @@ from psic_core.training.pairs import Pairs
 @pytest.fixture
 def tiny() -> Target:
     return load_target("tiny")
-
-
-def codec() -> PSIC:
-    return fresh("bmshj2018-hyperprior").eval()
 
 
 def test_a_reader_that_errs_more_often_is_less_sure(tiny: Target, monkeypatch: pytest.MonkeyPatch):
@@ -42,14 +37,14 @@ def test_a_reader_that_errs_more_often_is_less_sure(tiny: Target, monkeypatch: p
 
 @torch.no_grad()
 def test_a_decoded_picture_is_the_files():
-    model, x = codec(), picture(50, 70)
+    model, x = fresh("bmshj2018-hyperprior"), picture(50, 70)
     stream = bitstream.unpack(model.compress(x))
     full = model.picture(model.latents(stream), (50, 70), model.full_condition())
     assert (decoded(model, x) - full).abs().max() < 1 / 254  # 8 bits
 
 
 def test_scores_name_every_version(tiny: Target):
-    found = scores(tiny, eval_set("scenes", limit=4), {"small": codec()})
+    found = scores(tiny, eval_set("scenes", limit=4), {"small": fresh("bmshj2018-hyperprior")})
     assert {"t2i", "i2t", "classification", "attributes, balanced"} == set(found)
     for by in found.values():
         assert set(by) == {"original", "small"}

@@ -20,11 +20,6 @@ from psic_core.models.vlp import Target, load_target
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Target:
-    return load_target("tiny")
-
-
-@pytest.fixture(scope="module")
 def towers() -> Target:
     return lite_clip_towers()
 
@@ -46,70 +41,70 @@ def photo(name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (16, 16), (33, 97), (200, 40), (1, 1), (3, 50)])
-def test_any_size_gives_unit_features(size: tuple[int, int], tiny: Target):
-    features = tiny.encode_image(noise(2, 3, *size))
+def test_any_size_gives_unit_features(size: tuple[int, int], target: Target):
+    features = target.encode_image(noise(2, 3, *size))
     assert features.shape == (2, 16)
     assert torch.allclose(features.norm(dim=1), torch.ones(2))
 
 
-def test_normalisation_is_inside(tiny: Target):
+def test_normalisation_is_inside(target: Target):
     x = noise(1, 3, 32, 32)
     mean = torch.tensor(open_clip.constants.OPENAI_DATASET_MEAN)[:, None, None]
     std = torch.tensor(open_clip.constants.OPENAI_DATASET_STD)[:, None, None]
-    assert torch.allclose(tiny.preprocess(x), (x - mean) / std, atol=1e-6)
-    direct = tiny.model.encode_image((x - mean) / std)
-    assert torch.allclose(tiny.encode_image(x), direct / direct.norm(dim=1, keepdim=True), atol=1e-5)
+    assert torch.allclose(target.preprocess(x), (x - mean) / std, atol=1e-6)
+    direct = target.model.encode_image((x - mean) / std)
+    assert torch.allclose(target.encode_image(x), direct / direct.norm(dim=1, keepdim=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 100), (20, 26)])
-def test_preprocessing_is_open_clips_own(size: tuple[int, int], tiny: Target):
+def test_preprocessing_is_open_clips_own(size: tuple[int, int], target: Target):
     """Pillow works on 8 bits, hence the tolerance: a level is 1/255, divided by a deviation of 0.27."""
     smooth = torch.nn.functional.interpolate(noise(1, 3, 5, 5), size=size, mode="bicubic").clamp(0, 1)
     own: Compose = open_clip.transform.image_transform(32, is_train=False, resize_mode="shortest")
     own.transforms[-1] = torch.nn.Identity()  # its normalisation is tested above
-    levels = tiny.preprocess(smooth) * tiny.std + tiny.mean
+    levels = target.preprocess(smooth) * target.std + target.mean
     assert (levels[0] - own(to_pil(smooth))).abs().max() < 3 / 255
 
 
-def test_gradients_reach_every_part_of_the_picture(tiny: Target):
+def test_gradients_reach_every_part_of_the_picture(target: Target):
     x = (0.1 + 0.8 * noise(1, 3, 50, 50)).requires_grad_()
-    tiny.encode_image(x)[0, 0].backward()
+    target.encode_image(x)[0, 0].backward()
     assert x.grad.isfinite().all()
     assert (x.grad.abs().sum(1) > 0).float().mean() > 0.95
 
 
-def test_nothing_of_a_target_learns_or_changes_its_mode(tiny: Target):
-    assert not any(p.requires_grad for p in tiny.parameters())
-    torch.nn.ModuleList([tiny]).train()
-    assert not any(module.training for module in tiny.modules())
-    assert not tiny.train().training
+def test_nothing_of_a_target_learns_or_changes_its_mode(target: Target):
+    assert not any(p.requires_grad for p in target.parameters())
+    torch.nn.ModuleList([target]).train()
+    assert not any(module.training for module in target.modules())
+    assert not target.train().training
 
 
-def test_many_pictures_in_bytes_or_floats_give_the_same(tiny: Target):
+def test_many_pictures_in_bytes_or_floats_give_the_same(target: Target):
     pictures = (noise(33, 3, 40, 40) * 255).to(torch.uint8)
-    found = tiny.encode_images(pictures)
-    assert torch.allclose(found, tiny.encode_image(pictures.float() / 255), atol=1e-6)
-    assert torch.allclose(found, tiny.encode_images(pictures.float() / 255), atol=1e-6)
+    found = target.encode_images(pictures)
+    assert torch.allclose(found, target.encode_image(pictures.float() / 255), atol=1e-6)
+    assert torch.allclose(found, target.encode_images(pictures.float() / 255), atol=1e-6)
     assert not found.requires_grad
 
 
 # --- texts ------------------------------------------------------------------------------------------
 
 
-def test_texts_give_unit_features_whatever_the_batch(tiny: Target):
+def test_texts_give_unit_features_whatever_the_batch(target: Target):
     texts = [f"number {i} of a few" for i in range(7)]
-    features = tiny.encode_text(texts, batch_size=3)
+    features = target.encode_text(texts, batch_size=3)
     assert features.shape == (7, 16)
     assert torch.allclose(features.norm(dim=1), torch.ones(7))
-    assert torch.allclose(features[5:6], tiny.encode_text(texts[5:6]), atol=1e-6)
+    assert torch.allclose(features[5:6], target.encode_text(texts[5:6]), atol=1e-6)
     assert not features.requires_grad
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("texts", ["a cat", []])
-def test_texts_come_as_a_list(texts: object, tiny: Target):
+def test_texts_come_as_a_list(texts: object, target: Target):
     with pytest.raises(ValueError, match="list of at least one text"):
-        tiny.encode_text(texts)
+        target.encode_text(texts)
 
 
 # --- lite-clip --------------------------------------------------------------------------------------
